@@ -1,0 +1,74 @@
+# Every target makes its own environment first; a second run finds it ready.
+# To change a choice: make test PYTHON=python3.12 JOBS=8
+
+PYTHON ?= python3
+VENV   ?= .venv
+JOBS   ?= 2
+# The one place that says which torch this project is developed and tested with.
+TORCH  ?= 2.13.0
+
+BIN         := $(VENV)/bin
+CONSTRAINTS := $(VENV)/constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(CONSTRAINTS)
+# The names carry the versions: another torch, or other peers, make another stamp.
+READY       := $(VENV)/.ready-torch-$(TORCH)
+PEERS_READY := $(VENV)/.peers-torch-$(TORCH)
+TYPED       := $(VENV)/typed
+
+.DEFAULT_GOAL := help
+.PHONY: help env test test-slow lint demo bench peers clean
+.DELETE_ON_ERROR:
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env: $(READY)  ## make the environment only
+
+test: $(READY)  ## run the tests, but for the slow ones
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+
+test-slow: $(READY)  ## run the slow tests only
+	$(BIN)/python -m pytest -n $(JOBS) -m slow
+
+lint: $(READY)  ## check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	@# mypy knows no package_dir, so it gets the folders linked as they are installed.
+	@rm -rf $(TYPED) && mkdir -p $(TYPED)/revgrad
+	@ln -s $(CURDIR)/revgrad/* $(CURDIR)/models $(CURDIR)/benchmarks $(TYPED)/revgrad
+	MYPYPATH=$(TYPED) $(BIN)/mypy $(TYPED)/revgrad tests
+
+demo: $(READY)  ## train a small reversible network and show what it saves
+	$(BIN)/python -m revgrad demo
+
+bench: $(READY)  ## measure a reversible sequence against its rivals
+	$(BIN)/python -m revgrad bench sequence
+
+peers: $(PEERS_READY)  ## install the other reversible libraries and compare their gradients
+	$(BIN)/python -m revgrad bench reliability
+
+clean:  ## remove build output and caches, but not the environment
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
+	  echo "revgrad needs Python 3.11 or newer, which $(PYTHON) is not." \
+	    "Name another one, such as: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# setuptools comes first because the package is built in this environment, beside its torch.
+$(READY): pyproject.toml setup.py revgrad/version.py | $(BIN)/python
+	rm -f $(VENV)/.ready-* $(VENV)/.peers-*
+	echo "torch==$(TORCH)" > $(CONSTRAINTS)
+	$(PIP_INSTALL) "setuptools>=77"
+	$(PIP_INSTALL) --no-build-isolation -e ".[dev]"
+	$(BIN)/python .ci/check_environment.py $(TORCH)
+	touch $@
+
+# Without their dependencies, which would bring torchvision.
+$(PEERS_READY): revgrad/info.py $(READY)
+	$(PIP_INSTALL) --no-deps $$($(BIN)/python -c \
+	  'from revgrad.info import peer_requirements; print(*peer_requirements())')
+	$(BIN)/python .ci/check_environment.py $(TORCH)
+	touch $@

@@ -1,0 +1,36 @@
+"""Reversible networks for PyTorch: activations are computed back instead of stored."""
+
+from revgrad import memory, nn
+from revgrad.autograd import is_recomputing
+from revgrad.errors import ReversibleError
+from revgrad.nn import (
+    AdditiveCoupling,
+    HaarDownsample,
+    HaarUpsample,
+    JoinSkip,
+    PixelShuffleDownsample,
+    PixelShuffleUpsample,
+    ReversibleLayer,
+    ReversibleSequence,
+    SplitSkip,
+    Tap,
+)
+from revgrad.version import __version__
+
+__all__ = [
+    "AdditiveCoupling",
+    "HaarDownsample",
+    "HaarUpsample",
+    "JoinSkip",
+    "PixelShuffleDownsample",
+    "PixelShuffleUpsample",
+    "ReversibleError",
+    "ReversibleLayer",
+    "ReversibleSequence",
+    "SplitSkip",
+    "Tap",
+    "__version__",
+    "is_recomputing",
+    "memory",
+    "nn",
+]

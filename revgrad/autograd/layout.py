@@ -1,0 +1,35 @@
+"""Memory layout of streams: dense, and in one memory format from the entrance to the end.
+
+The bits of a convolution depend on strides, so the two evaluations of a sub-network must see the
+same ones; and dense tensors are what kernels are fast on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def dense_format(tensor: Tensor) -> torch.memory_format:
+    """The memory format that a tensor is in, or (for a part of one) that it is a part of."""
+    last = _CHANNELS_LAST.get(tensor.dim())
+    if last is not None and not tensor.is_contiguous() and tensor.stride(1) == 1:
+        return last
+    return torch.contiguous_format
+
+
+def dense(tensor: Tensor, memory_format: torch.memory_format, *, copy: bool = False) -> Tensor:
+    """The tensor in the given format; a new one if `copy` or if it isn't dense in that format."""
+    if copy:
+        return tensor.clone(memory_format=memory_format)
+    return tensor.contiguous(memory_format=memory_format)
+
+
+def split_dense(x: Tensor, sizes: Sequence[int], dim: int, *, copy: bool = False) -> list[Tensor]:
+    """Split a tensor into parts of the given sizes, each dense in the format of the whole."""
+    memory_format = dense_format(x)
+    return [dense(part, memory_format, copy=copy) for part in x.split(list(sizes), dim)]

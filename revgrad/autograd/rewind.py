@@ -1,0 +1,251 @@
+"""One step of a tape backwards: the tools with which a layer computes its input and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from revgrad.autograd.context import evaluating
+from revgrad.autograd.recompute import Evaluation, call_with_tensors
+from revgrad.errors import ReversibleError
+
+if TYPE_CHECKING:
+    from revgrad.autograd.tape import Record, State
+
+Gradients = tuple[Tensor | None, ...]
+
+
+class Evaluated:
+    """A sub-network's value in the backward pass, and the way to the gradients behind it."""
+
+    def __init__(self, rewind: Rewind, value: Tensor, leaf: Tensor, grad: Tensor | None) -> None:
+        self._rewind = rewind
+        self._leaf = leaf
+        self._grad = grad
+        self._edge: GradientEdge | None = None
+        if grad is not None and value.requires_grad:
+            self._edge = get_gradient_edge(value)
+            self._dtype = value.dtype
+        self._value: Tensor | None = value if rewind.differentiable else value.detach()
+
+    def take_value(self) -> Tensor:
+        """The value, once: whoever takes it decides how long it stays in memory."""
+        value, self._value = self._value, None
+        assert value is not None, "the value was taken before"
+        return value
+
+    def pull(self) -> Tensor | None:
+        """Gradient with respect to the sub-network's input.
+
+        Gradients of parameters and side inputs go to the step's own account. The graph of the
+        sub-network is freed on the way.
+        """
+        edge, grad, self._edge, self._grad = self._edge, self._grad, None, None
+        if edge is None or grad is None:
+            return None
+        return self._rewind._pull(edge, self._leaf, grad.to(self._dtype))
+
+
+class Rewind:
+    """A layer's step back: handed to `ReversibleLayer.backward_step`.
+
+    Args:
+        record: The layer's place on the tape.
+        tensors: Side tensors and parameters as they were in the forward pass.
+        needs: Which of `tensors` need a gradient.
+    """
+
+    def __init__(self, record: Record, tensors: Sequence[Tensor], needs: Sequence[bool]) -> None:
+        self._record = record
+        # With create_graph=True this step is itself differentiated, so nothing may be cut off.
+        self.differentiable = torch.is_grad_enabled()
+        self._leaves = [self._leaf(t, need) for t, need in zip(tensors, needs, strict=True)]
+        self._grads: list[Tensor | None] = [None] * len(self._leaves)
+        self._evaluations = list(record.evaluations)
+
+    def run(self, outputs: State, grads: Gradients) -> tuple[State, Gradients]:
+        """Let the layer compute its inputs and their gradients."""
+        record, part = self._record, self._record.part
+        cut = record.side.count
+        args, kwargs = record.side.with_tensors(self._leaves[:cut])
+        named = {name: self._leaves[cut + i] for name, i in record.names.items()}
+        step = part.backward_step or self._generic
+        with torch.set_grad_enabled(self.differentiable):
+            return call_with_tensors(
+                part.module, named, step, self, outputs, grads, *args, **kwargs
+            )
+
+    def leaf_grads(self) -> Gradients:
+        """Gradients of the side tensors and parameters, in their order."""
+        return tuple(self._grads)
+
+    # --- for layers ---------------------------------------------------------------------------
+
+    def evaluate(
+        self, module: nn.Module, x: Tensor, grad: Tensor | None, *args: Any, **kwargs: Any
+    ) -> Evaluated:
+        """Evaluate a sub-network again, as in the forward pass.
+
+        A layer undoes its last evaluation first, so evaluations of one module are taken from the
+        last to the first.
+
+        Args:
+            module: The sub-network, a part of the layer.
+            x: Its input, computed back.
+            grad: Gradient of its result. None if there is none: then none is computed behind it.
+            *args: Side inputs, as `backward_step` got them.
+            **kwargs: Side inputs by keyword.
+        """
+        leaf = self._leaf(x, grad is not None)
+        with torch.set_grad_enabled(grad is not None or self.differentiable):
+            value = self._next(module, last=True).again(module, leaf, *args, **kwargs)
+        evaluated = Evaluated(self, value, leaf, grad)
+        return evaluated
+
+    def subtract(self, stream: Tensor, evaluated: Evaluated) -> Tensor:
+        """`stream - evaluated`, written into the stream's own memory; frees the value."""
+        value = evaluated.take_value()
+        return stream - value if self.differentiable else stream.sub_(value)
+
+    @staticmethod
+    def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        """The sum of two gradients, either of which may be missing.
+
+        A new tensor: gradients belong to the engine and may share memory.
+        """
+        if a is None or b is None:
+            return b if a is None else a
+        return a + b
+
+    @staticmethod
+    def filled(outputs: State, grads: Gradients) -> State | None:
+        """Gradients with zeros for missing ones, or None if all are missing."""
+        if all(g is None for g in grads):
+            return None
+        return tuple(
+            torch.zeros_like(o) if g is None else g for o, g in zip(outputs, grads, strict=True)
+        )
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _generic(
+        self, _: Rewind, outputs: State, grads: Gradients, *args: Any, **kwargs: Any
+    ) -> tuple[State, Gradients]:
+        """The step back of a layer that gives only `forward` and `inverse`.
+
+        Inverts, then runs the layer forward again with gradients.
+        """
+        record, layer = self._record, self._record.layer
+        whole = record.whole
+        assert whole is not None
+        with evaluating(_Repeat(self, last=True)):
+            inputs = tuple(whole.again(layer.inverse, *outputs, *args, **kwargs))
+        given = [g is not None for g in grads]
+        if not any(given):
+            return inputs, (None,) * len(inputs)
+        leaves = [self._leaf(x, x.is_floating_point()) for x in inputs]
+        self._evaluations = list(record.evaluations)
+        with torch.enable_grad(), evaluating(_Repeat(self, last=False)):
+            again = whole.again(record.part.forward, *leaves, *args, **kwargs)
+        if whole.random is not None:
+            self._check_reconstruction(outputs, again)
+        pairs = [
+            (get_gradient_edge(a), g.to(a.dtype))
+            for a, g in zip(again, grads, strict=True)
+            if g is not None and a.requires_grad
+        ]
+        return inputs, self._gradients([e for e, _ in pairs], [g for _, g in pairs], leaves)
+
+    def _leaf(self, tensor: Tensor, needs_grad: bool) -> Tensor:
+        """A tensor with the same data at which gradients of this step end."""
+        if self.differentiable:
+            return tensor.view_as(tensor)
+        return tensor.detach().requires_grad_(needs_grad and tensor.is_floating_point())
+
+    def _next(self, module: nn.Module, last: bool) -> Evaluation:
+        found = [e for e in self._evaluations if e.module is module]
+        if not found:
+            raise ReversibleError(
+                f"the backward step evaluates {type(module).__name__} more often than the forward "
+                "pass did through self.run(); evaluate each sub-network once in each direction"
+            )
+        chosen = found[-1 if last else 0]
+        self._evaluations.remove(chosen)
+        return chosen
+
+    def _pull(self, edge: GradientEdge, leaf: Tensor, grad: Tensor) -> Tensor | None:
+        return self._gradients([edge], [grad], [leaf])[0]
+
+    def _gradients(
+        self, edges: list[GradientEdge], grads: list[Tensor], inputs: list[Tensor]
+    ) -> Gradients:
+        """Back-propagate; books gradients of side tensors and parameters, returns the inputs'."""
+        wanted = [i for i, leaf in enumerate(self._leaves) if leaf.requires_grad]
+        targets = [x for x in inputs if x.requires_grad] + [self._leaves[i] for i in wanted]
+        if not edges or not targets:
+            return (None,) * len(inputs)
+        self._refuse_captured([e.node for e in edges], targets)
+        found = torch.autograd.grad(
+            edges, targets, grads, allow_unused=True, create_graph=self.differentiable
+        )
+        cut = len(found) - len(wanted)
+        for i, grad in zip(wanted, found[cut:], strict=True):
+            self._grads[i] = self.add(self._grads[i], grad)
+        results = iter(found[:cut])
+        return tuple(next(results) if x.requires_grad else None for x in inputs)
+
+    def _refuse_captured(self, roots: list[Node], targets: list[Tensor]) -> None:
+        """Find a tensor that the sub-network uses with gradient without owning it.
+
+        Its gradient would be lost: it is no input of the layer's node.
+        """
+        ends = {id(t) for t in targets}
+        known = {t.grad_fn for t in targets if t.grad_fn is not None}
+        todo, seen = list(roots), set(roots)
+        while todo:
+            node = todo.pop()
+            if node in known:
+                continue
+            variable = getattr(node, "variable", None)
+            if variable is not None and id(variable) not in ends:
+                raise ReversibleError(
+                    f"a sub-network uses a tensor of shape {tuple(variable.shape)} that requires "
+                    "a gradient but is no parameter of the layer and no argument; its gradient "
+                    "would be lost. Pass it as an argument: sequence(x, tensor), which hands it "
+                    "to every sub-network, or register it in the sub-network as a parameter"
+                )
+            for following, _ in node.next_functions:
+                if following is not None and following not in seen:
+                    seen.add(following)
+                    todo.append(following)
+
+    def _check_reconstruction(self, outputs: State, again: State) -> None:
+        """A layer that draws random numbers outside of `run` may draw others in its inverse."""
+        for known, repeated in zip(outputs, again, strict=True):
+            if known.numel() == 0:
+                continue
+            deviation, scale = (known - repeated).abs().max(), known.abs().max()
+            if deviation > 1e-2 * (1 + scale):
+                raise ReversibleError(
+                    "the layer's inverse does not undo its forward pass. It draws random numbers; "
+                    "evaluate sub-networks that do so through self.run(module, x), which repeats "
+                    "them in either direction"
+                )
+
+
+class _Repeat:
+    """Evaluates the sub-networks of a layer as they were evaluated in the forward pass."""
+
+    def __init__(self, rewind: Rewind, last: bool) -> None:
+        self.rewind = rewind
+        self.last = last
+
+    def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Repeat the next evaluation of `module`."""
+        evaluation = self.rewind._next(module, self.last)
+        with evaluating(None):
+            return evaluation.again(module, *args, **kwargs)

@@ -1,0 +1,343 @@
+"""The tape: hands each reversible layer its output in the backward pass, and takes its input.
+
+Every layer of a memory-saving sequence is one node of the autograd graph (`_Step`), and none of
+them stores an activation. Only the last node (`_Close`) keeps the sequence's output. In the
+backward pass it lays that output on the tape; each layer takes its output from there, computes
+its gradients and its input, and lays the input down for the layer before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from revgrad.autograd.context import calling, evaluating
+from revgrad.autograd.layout import dense, dense_format
+from revgrad.autograd.recompute import Evaluation, accelerators, version
+from revgrad.autograd.rewind import Gradients, Rewind
+from revgrad.errors import ReversibleError, locate
+
+if TYPE_CHECKING:
+    from revgrad.nn.layer import ReversibleLayer
+
+State = tuple[Tensor, ...]
+
+
+class Tape:
+    """What the layers of one forward pass of a sequence share.
+
+    The state between two layers is a tuple of tensors with the streams first: a layer takes as
+    many from the front as it needs and puts its results there. Behind them wait the skip tensors.
+
+    Args:
+        name: Name of the sequence, for messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.length = 0
+        self._states: dict[int, dict[int, State]] = {}
+
+    def put(self, boundary: int, state: State) -> None:
+        """Lay down the state after the first `boundary` layers, for the running backward pass."""
+        task = torch._C._current_graph_task_id()
+        if task not in self._states:
+            self._states[task] = {}
+            # A backward pass for a part of the graph leaves a state that no layer takes.
+            torch.autograd.Variable._execution_engine.queue_callback(lambda: self.clear(task))
+        self._states[task][boundary] = state
+
+    def take(self, boundary: int) -> State:
+        """Take the state after the first `boundary` layers from the tape."""
+        return self._states[torch._C._current_graph_task_id()].pop(boundary)
+
+    def clear(self, task: int | None = None) -> None:
+        """Forget what one backward pass laid down (by default the running one)."""
+        self._states.pop(torch._C._current_graph_task_id() if task is None else task, None)
+
+    def run(
+        self,
+        layer: ReversibleLayer,
+        where: str,
+        state: State,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        anchor: bool,
+    ) -> tuple[State, State]:
+        """Append a layer: run it on the state as one node of the graph.
+
+        Args:
+            layer: The layer.
+            where: Its name, for messages.
+            state: The state before it.
+            args: Side inputs of the layer's sub-networks.
+            kwargs: The same by keyword.
+            anchor: Whether to store the layer's output, so that the tape starts from it anew.
+
+        Returns:
+            The state after the layer, and what the layer gave besides (a tapped value).
+        """
+        run = _LayerRun(self, layer, where, anchor)
+        streams, rest = state[: layer.num_inputs], state[layer.num_inputs :]
+        with calling(layer, run):
+            outputs = layer(*streams, *args, **kwargs)
+        run.check_hooks(streams, outputs)
+        count = layer.num_outputs
+        return outputs[:count] + rest, outputs[count:]
+
+    def append(self) -> int:
+        """Number of the boundary behind a new node."""
+        self.length += 1
+        return self.length
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a layer that is a node of the graph by itself.
+
+    A layer in several parts hands its gradients on part by part, so that the engine frees those
+    of one part before the next one works.
+
+    Attributes:
+        module: The module whose parameters the part uses: the layer or a sub-network of it.
+        forward: Maps input to output streams.
+        backward_step: As `ReversibleLayer.backward_step`; None for the generic one.
+    """
+
+    module: nn.Module
+    forward: Callable[..., State]
+    backward_step: Callable[..., tuple[State, Gradients]] | None
+
+
+class _LayerRun:
+    """One call of a layer by a sequence: makes a node of each of the layer's parts."""
+
+    def __init__(self, tape: Tape, layer: ReversibleLayer, where: str, anchor: bool) -> None:
+        self.tape = tape
+        self.layer = layer
+        self.where = where
+        self.anchor = anchor
+
+    def enter(
+        self, forward: Callable[..., State], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> State:
+        """Called by the layer in place of its `forward`."""
+        count = self.layer.num_inputs
+        streams, side = args[:count], SideInputs(args[count:], kwargs)
+        self.inputs = _identities(streams)
+        outputs: State = streams
+        parts = self.layer.parts(forward)
+        for part in parts:
+            record = Record(self, part, side, accelerators(outputs))
+            record.anchor = self.anchor and part is parts[-1]
+            outputs = _Step.apply(record, len(outputs), *outputs, *side.tensors, *record.parameters)
+            del record.parameters
+        self.outputs = _identities(outputs)
+        return outputs
+
+    def check_hooks(self, streams: State, outputs: object) -> None:
+        """Refuse hooks on the layer that changed its streams: they can't be computed back."""
+        if _identities(streams) != self.inputs or _identities(outputs) != self.outputs:
+            raise ReversibleError(
+                "a forward hook changed the input or the output of this reversible layer, which "
+                "can then not be computed back; put the change into a sub-network or a layer"
+            )
+
+
+class SideInputs:
+    """Arguments of the sub-networks besides their stream: tensors among any other values."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        leaves, self._spec = tree_flatten((args, kwargs))
+        self.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        self.count = len(self.tensors)
+        self._constants = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The positional and keyword arguments with `tensors` in the places of the tensors."""
+        remaining = iter(tensors)
+        leaves = [next(remaining) if c is None else c[0] for c in self._constants]
+        args, kwargs = tree_unflatten(leaves, self._spec)
+        return args, kwargs
+
+
+class Record:
+    """What a node knows besides tensors: its layer, its place, how its sub-networks ran."""
+
+    anchor: bool
+    whole: Evaluation | None = None
+
+    def __init__(
+        self, run: _LayerRun, part: Part, side: SideInputs, devices: tuple[torch.device, ...]
+    ) -> None:
+        self.tape = run.tape
+        self.layer = run.layer
+        self.where = run.where
+        self.boundary = run.tape.append()
+        self.part = part
+        self.side = side
+        self.devices = devices
+        self.names, self.parameters = _parameters(part.module)
+        self.evaluations: list[Evaluation] = []
+
+
+def _identities(tensors: object) -> list[tuple[int, int]]:
+    return [(t.data_ptr(), version(t)) for t in tensors if isinstance(t, Tensor)]  # type: ignore[attr-defined]
+
+
+def _parameters(module: nn.Module) -> tuple[dict[str, int], list[Tensor]]:
+    """Each parameter once, and at which names of the module it stands."""
+    index: dict[int, int] = {}
+    names: dict[str, int] = {}
+    parameters: list[Tensor] = []
+    for path, owner in module.named_modules():
+        for key, parameter in owner._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in index:
+                index[id(parameter)] = len(parameters)
+                parameters.append(parameter)
+            names[f"{path}.{key}" if path else key] = index[id(parameter)]
+    return names, parameters
+
+
+class _Recorder:
+    """Evaluates the sub-networks of a layer in the forward pass and remembers each."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+
+    def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Evaluate `module`."""
+        evaluation = Evaluation(module, self.record.devices)
+        with evaluating(None):
+            result = evaluation.first(module, *args, **kwargs)
+        self.record.evaluations.append(evaluation)
+        return result
+
+
+class _Step(torch.autograd.Function):
+    """A part of a reversible layer.
+
+    Inputs are its record, its streams, the side tensors of its sub-networks and its parameters.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, record: Record, count: int, *tensors: Tensor) -> State:
+        streams, others = tensors[:count], tensors[count:]
+        args, kwargs = record.side.with_tensors(others)
+        with evaluating(_Recorder(record)):
+            if record.part.backward_step is not None:
+                outputs = record.part.forward(*streams, *args, **kwargs)
+            else:
+                record.whole = Evaluation(record.layer, record.devices)
+                outputs = record.whole.first(record.part.forward, *streams, *args, **kwargs)
+        kept = record.layer.anchor(outputs) if record.anchor else ()
+        ctx.record, ctx.count, ctx.num_kept = record, count, len(kept)
+        ctx.save_for_backward(*others, *kept)
+        ctx.set_materialize_grads(False)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
+        record: Record = ctx.record
+        try:
+            return _step_back(ctx, record, grads)
+        except BaseException as error:
+            record.tape.clear()
+            locate(error, record.where)
+            raise
+
+
+def _step_back(ctx: Any, record: Record, grads: Gradients) -> Gradients:
+    """Compute a node's input and gradients from its output and the output's gradients."""
+    state = record.tape.take(record.boundary)
+    num_outputs = record.layer.num_outputs
+    streams, rest = state[:num_outputs], state[num_outputs:]
+    others, kept = _unpack(ctx)
+    if record.anchor:
+        streams = record.layer.from_anchor(kept, streams)
+    del state, kept
+    needs = ctx.needs_input_grad[2:]
+    needs_streams, needs_others = needs[: ctx.count], needs[ctx.count :]
+    rewind = Rewind(record, others, needs_others)
+    inputs, input_grads = rewind.run(streams, grads)
+    if record.boundary > 1 and any(needs_streams):
+        record.tape.put(record.boundary - 1, tuple(inputs) + rest)
+    wanted = (g if need else None for g, need in zip(input_grads, needs_streams, strict=True))
+    return None, None, *wanted, *rewind.leaf_grads()
+
+
+def _unpack(ctx: Any) -> tuple[State, State]:
+    """The side tensors and parameters, and the stored outputs of an anchor."""
+    try:
+        saved = ctx.saved_tensors
+    except RuntimeError as error:
+        raise _explained(error, "a parameter, a side input or a tapped value of it") from error
+    cut = len(saved) - ctx.num_kept
+    return saved[:cut], saved[cut:]
+
+
+def _explained(error: RuntimeError, what: str) -> RuntimeError:
+    if "modified by an inplace operation" not in str(error):
+        return error
+    return ReversibleError(
+        f"{what} was changed in place between the forward and the backward pass. The backward "
+        "pass computes activations from it, so change it after backward, or make a new tensor "
+        f"(x = x + 1 instead of x += 1). PyTorch says: {error}"
+    )
+
+
+class _Close(torch.autograd.Function):
+    """The end of a sequence: stores the output, the only activation that is kept.
+
+    Tapped values leave through it too, so that in a backward pass from any of them this node
+    comes first and the tape is fed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tape: Tape, join_dim: int | None, count: int, *tensors: Tensor) -> State:
+        state, taps = tensors[:count], tensors[count:]
+        ctx.tape, ctx.join_dim, ctx.count = tape, join_dim, count
+        ctx.sizes = None if join_dim is None else [s.shape[join_dim] for s in state]
+        ctx.formats = [dense_format(s) for s in state]
+        outputs = state if join_dim is None else (torch.cat(state, join_dim),)
+        ctx.save_for_backward(*outputs)
+        ctx.set_materialize_grads(False)
+        return *outputs, *taps
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        tape: Tape = ctx.tape
+        where = f"the output of {tape.name}"
+        try:
+            saved = ctx.saved_tensors
+        except RuntimeError as error:
+            raise _explained(error, where) from error
+        outputs, tap_grads = grads[: len(saved)], grads[len(saved) :]
+        if ctx.join_dim is not None:
+            (joined,), (joined_grad,) = saved, outputs
+            saved = joined.split(ctx.sizes, ctx.join_dim)
+            outputs = (None,) * ctx.count
+            if joined_grad is not None:
+                outputs = joined_grad.split(ctx.sizes, ctx.join_dim)
+        # Layers write into what lies on the tape, so it is a copy.
+        state = zip(saved, ctx.formats, strict=True)
+        tape.put(tape.length, tuple(dense(s, f, copy=True) for s, f in state))
+        gradients = zip(outputs, ctx.formats, strict=True)
+        dense_grads = (None if g is None else dense(g, f) for g, f in gradients)
+        return None, None, None, *dense_grads, *tap_grads
+
+
+def close(
+    tape: Tape, join_dim: int | None, state: State, taps: State
+) -> tuple[Tensor | State, State]:
+    """End a tape: join the state along `join_dim`, or give it back as a tuple if that is None."""
+    outputs: State = _Close.apply(tape, join_dim, len(state), *state, *taps)
+    cut = len(outputs) - len(taps)
+    return (outputs[:cut] if join_dim is None else outputs[0]), outputs[cut:]

@@ -1,0 +1,73 @@
+"""The command line: `revgrad info | demo | bench`.
+
+A command is a module with two functions: `add_arguments(parser)` declares its options and
+`main(args)` does the work and returns the exit status. The module is imported only when its
+command is called, so none pays for the others' imports.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+from revgrad.optional import MissingExtraError
+from revgrad.version import __version__
+
+# Command -> (module, one line of help). A command of two words belongs to a group.
+COMMANDS = {
+    "info": ("revgrad.info", "show versions, devices, kernels and what else is installed"),
+    "demo": ("revgrad.models.demo", "train a small reversible network and show what it saves"),
+    "bench sequence": (
+        "revgrad.benchmarks.sequence",
+        "memory and time of a reversible sequence against plain training and checkpointing",
+    ),
+    "bench reliability": (
+        "revgrad.benchmarks.reliability",
+        "which reversible libraries compute the right gradients, case by case",
+    ),
+}
+GROUPS = {"bench": "measure memory, speed and correctness"}
+
+
+class _CommandParser(argparse.ArgumentParser):
+    """A parser that takes its arguments from the command's module once it is used."""
+
+    def __init__(self, *args: Any, module: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._module = module
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._module is not None:
+            command = import_module(self._module)
+            self._module = None
+            command.add_arguments(self)
+            self.set_defaults(command_main=command.main)
+        return super().parse_known_args(args, namespace)
+
+
+def build_parser(
+    commands: Mapping[str, tuple[str, str]] = COMMANDS, groups: Mapping[str, str] = GROUPS
+) -> argparse.ArgumentParser:
+    """Build the parser of the whole command line from a table like `COMMANDS`."""
+    parser = _CommandParser(
+        prog="revgrad", description="Memory-saving reversible networks for PyTorch."
+    )
+    parser.add_argument("--version", action="version", version=f"revgrad {__version__}")
+    top = parser.add_subparsers(metavar="COMMAND", required=True)
+    choices = {"": top}
+    for group, summary in groups.items():
+        group_parser = top.add_parser(group, help=summary, description=summary)
+        choices[group] = group_parser.add_subparsers(metavar="QUESTION", required=True)
+    for command, (module, summary) in commands.items():
+        group, _, name = command.rpartition(" ")
+        choices[group].add_parser(name, module=module, help=summary, description=summary)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        return int(args.command_main(args))
+    except MissingExtraError as error:
+        raise SystemExit(f"revgrad: {error}") from error

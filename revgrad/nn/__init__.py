@@ -1,0 +1,27 @@
+"""Modules that a user composes: reversible layers and the sequence that runs them."""
+
+from revgrad.nn.coupling import AdditiveCoupling
+from revgrad.nn.layer import IsometricLayer, ReversibleLayer
+from revgrad.nn.resampling import (
+    HaarDownsample,
+    HaarUpsample,
+    PixelShuffleDownsample,
+    PixelShuffleUpsample,
+)
+from revgrad.nn.sequence import ReversibleSequence
+from revgrad.nn.skip import JoinSkip, SplitSkip
+from revgrad.nn.tap import Tap
+
+__all__ = [
+    "AdditiveCoupling",
+    "HaarDownsample",
+    "HaarUpsample",
+    "IsometricLayer",
+    "JoinSkip",
+    "PixelShuffleDownsample",
+    "PixelShuffleUpsample",
+    "ReversibleLayer",
+    "ReversibleSequence",
+    "SplitSkip",
+    "Tap",
+]

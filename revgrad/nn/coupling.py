@@ -1,0 +1,117 @@
+"""Additive coupling: a sub-network of one stream is added to the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revgrad.autograd.rewind import Gradients, Rewind
+from revgrad.autograd.tape import Part
+from revgrad.errors import ReversibleError
+from revgrad.nn.layer import ReversibleLayer, State
+
+
+class AdditiveCoupling(ReversibleLayer):
+    """Additive coupling of two streams.
+
+    With two sub-networks (NICE, Dinh et al. 2015; RevNet, Gomez et al. 2017, eq. 6)::
+
+        y1 = x1 + f(x2)
+        y2 = x2 + g(y1)
+
+    With one, the streams change places, so that a row of couplings transforms both in turn
+    (iUNet, Etmann et al. 2020)::
+
+        y1 = x2
+        y2 = x1 + f(x2)
+
+    Args:
+        f: Any module that maps the second stream to a tensor of the shape of the first. It must
+            not change its input in place.
+        g: Any module that maps the first stream to a tensor of the shape of the second.
+
+    Shapes:
+        x1: (N, C1, ...), x2: (N, C2, ...); two sub-networks keep the order of the streams, one
+        exchanges it.
+
+    Raises:
+        ReversibleError: If a sub-network's result does not fit the stream it is added to.
+    """
+
+    def __init__(self, f: nn.Module, g: nn.Module | None = None) -> None:
+        super().__init__()
+        for name, module in (("f", f), ("g", g)):
+            if not isinstance(module, nn.Module) and (name == "f" or module is not None):
+                raise TypeError(f"{name} must be a torch.nn.Module, not {type(module).__name__}")
+        self.f = f
+        self.g = g
+
+    def forward(self, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> State:
+        """Couple the streams."""
+        y1, x2 = self._add_f(x1, x2, *args, **kwargs)
+        return (x2, y1) if self.g is None else self._add_g(y1, x2, *args, **kwargs)
+
+    def inverse(self, y1: Tensor, y2: Tensor, *args: Any, **kwargs: Any) -> State:
+        """Take the coupling back."""
+        if self.g is None:
+            y1, x2 = y2, y1
+        else:
+            x2 = y2 - self._fitting(self.run(self.g, y1, *args, **kwargs), y2, "g")
+        x1 = y1 - self._fitting(self.run(self.f, x2, *args, **kwargs), y1, "f")
+        return x1, x2
+
+    def backward_step(
+        self, rewind: Rewind, outputs: State, grads: Gradients, *args: Any, **kwargs: Any
+    ) -> tuple[State, Gradients]:
+        """The step back of a coupling with one sub-network."""
+        return self._undo_f(rewind, outputs[::-1], grads[::-1], *args, **kwargs)
+
+    def parts(self, forward: Callable[..., State]) -> tuple[Part, ...]:
+        """With two sub-networks, the addition of each."""
+        if self.g is None:
+            return super().parts(forward)
+        return Part(self.f, self._add_f, self._undo_f), Part(self.g, self._add_g, self._undo_g)
+
+    def _add_f(self, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> State:
+        return x1 + self._fitting(self.run(self.f, x2, *args, **kwargs), x1, "f"), x2
+
+    def _add_g(self, y1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> State:
+        assert self.g is not None
+        return y1, x2 + self._fitting(self.run(self.g, y1, *args, **kwargs), x2, "g")
+
+    def _undo_f(
+        self, rewind: Rewind, outputs: State, grads: Gradients, *args: Any, **kwargs: Any
+    ) -> tuple[State, Gradients]:
+        (y1, x2), (d1, d2) = outputs, grads
+        f = rewind.evaluate(self.f, x2, d1, *args, **kwargs)
+        x1 = rewind.subtract(y1, f)
+        return (x1, x2), (d1, rewind.add(d2, f.pull()))
+
+    def _undo_g(
+        self, rewind: Rewind, outputs: State, grads: Gradients, *args: Any, **kwargs: Any
+    ) -> tuple[State, Gradients]:
+        (y1, y2), (d1, d2) = outputs, grads
+        assert self.g is not None
+        g = rewind.evaluate(self.g, y1, d2, *args, **kwargs)
+        x2 = rewind.subtract(y2, g)
+        return (y1, x2), (rewind.add(d1, g.pull()), d2)
+
+    def out_channels(self, channels: tuple[int, ...]) -> tuple[int, ...]:
+        """One sub-network exchanges the streams."""
+        return channels if self.g is not None else channels[::-1]
+
+    def _fitting(self, value: Tensor, stream: Tensor, name: str) -> Tensor:
+        if value.shape != stream.shape:
+            raise ReversibleError(
+                f"the sub-network {name} gave shape {tuple(value.shape)}, but the stream that it "
+                f"is added to has shape {tuple(stream.shape)}"
+            )
+        if torch.promote_types(value.dtype, stream.dtype) != stream.dtype:
+            raise ReversibleError(
+                f"the sub-network {name} gave {value.dtype}, which does not fit into a stream of "
+                f"{stream.dtype}; convert its result, or the input of the sequence"
+            )
+        return value

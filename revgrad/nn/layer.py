@@ -1,0 +1,182 @@
+"""The protocol of a reversible layer: what `ReversibleSequence` asks of its layers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from revgrad.autograd.context import current_evaluator, take_place
+from revgrad.autograd.recompute import version
+from revgrad.autograd.rewind import Gradients, Rewind
+from revgrad.autograd.tape import Part
+from revgrad.errors import ReversibleError
+
+State = tuple[Tensor, ...]
+
+
+class ReversibleLayer(nn.Module):
+    """A layer whose input can be computed from its output.
+
+    A subclass gives `forward` and `inverse`. Both take the layer's streams as separate tensors
+    (two, unless `num_inputs` and `num_outputs` say otherwise) and then the side inputs of its
+    sub-networks, and return the streams as a tuple::
+
+        class ScaledCoupling(revgrad.nn.ReversibleLayer):
+            def __init__(self, f):
+                super().__init__()
+                self.f = f
+
+            def forward(self, x1, x2, *args):
+                return x1 + 0.5 * self.run(self.f, x2, *args), x2
+
+            def inverse(self, y1, y2, *args):
+                return y1 - 0.5 * self.run(self.f, y2, *args), y2
+
+    That is enough to stand in a `ReversibleSequence`. A subclass may also give `backward_step`,
+    which computes the input and the gradients in one go and so evaluates each sub-network once
+    instead of twice in the backward pass.
+
+    Called by itself, a layer is an ordinary module that autograd differentiates.
+
+    Attributes:
+        num_inputs: Number of tensors that the layer takes from the front of the state.
+        num_outputs: Number of tensors that it puts back.
+    """
+
+    num_inputs: int = 2
+    num_outputs: int = 2
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in cls.__dict__:
+            cls.forward = _with_place(cls.__dict__["forward"])  # type: ignore[method-assign]
+
+    def forward(self, *streams: Any, **kwargs: Any) -> State:
+        """Map the input streams to the output streams; a subclass defines it."""
+        raise ReversibleError(f"{type(self).__name__} defines no forward")
+
+    def inverse(self, *streams: Any, **kwargs: Any) -> State:
+        """Map the output streams back to the input streams; a subclass defines it."""
+        raise ReversibleError(
+            f"{type(self).__name__} has no inverse; a reversible layer defines forward and inverse"
+        )
+
+    def backward_step(
+        self, rewind: Rewind, outputs: State, grads: Gradients, *args: Any, **kwargs: Any
+    ) -> tuple[State, Gradients]:
+        """Compute the layer's inputs from its outputs, and the gradients on the way.
+
+        A subclass may define it. Without it the layer is inverted and then run forward again.
+        Parameters and side inputs are those of the forward pass; their gradients are booked by
+        `rewind`.
+
+        Args:
+            rewind: Evaluates sub-networks again, see `revgrad.autograd.Rewind`.
+            outputs: The output streams. They belong to the tape and may be written into.
+            grads: Their gradients; None where there is none. Not to be written into. After the
+                streams' gradients come those of further outputs of the layer.
+            *args: Side inputs.
+            **kwargs: Side inputs by keyword.
+
+        Returns:
+            The input streams, and their gradients (None where there is none).
+        """
+        raise ReversibleError(f"{type(self).__name__} defines no backward_step")
+
+    def parts(self, forward: Callable[..., State]) -> tuple[Part, ...]:
+        """The pieces that become nodes of the graph, in the order of the forward pass.
+
+        Args:
+            forward: The layer's `forward`, to be called without `self`.
+        """
+        own = type(self).backward_step is not ReversibleLayer.backward_step
+        return (Part(self, forward, self.backward_step if own else None),)
+
+    def anchor(self, outputs: State) -> State:
+        """The tensors to store where the tape shall start anew after this layer.
+
+        Args:
+            outputs: All that `forward` returned.
+        """
+        return outputs[: self.num_outputs]
+
+    def from_anchor(self, stored: State, streams: State) -> State:
+        """New tensors with the output streams, from what `anchor` gave.
+
+        Args:
+            stored: The stored tensors.
+            streams: The streams as computed back, which the stored ones replace.
+        """
+        return tuple(s.clone() for s in stored)
+
+    def out_channels(self, channels: tuple[int, ...]) -> tuple[int, ...]:
+        """Number of channels of each output stream, from that of each input stream.
+
+        A sequence needs it to split a joined tensor where its inverse has to. The default is the
+        identity.
+        """
+        return channels
+
+    def run(self, module: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Evaluate a sub-network of this layer.
+
+        Use it instead of calling the module: inside a memory-saving sequence it remembers the
+        random numbers, autocast, train or eval mode and buffers of the forward pass and brings
+        them back in the backward pass.
+
+        Args:
+            module: The sub-network, a sub-module of this layer.
+            x: Its input.
+            *args: Side inputs.
+            **kwargs: Side inputs by keyword.
+        """
+        before = version(x)
+        evaluator = current_evaluator()
+        if evaluator is None:
+            value = module(x, *args, **kwargs)
+        else:
+            value = evaluator.run(module, (x, *args), kwargs)
+        if version(x) != before:
+            raise ReversibleError(
+                f"the sub-network {type(module).__name__} changed its input in place, and with it "
+                "the stream that the layer passes on; make its first operation out-of-place "
+                "(ReLU() instead of ReLU(inplace=True))"
+            )
+        if not isinstance(value, Tensor):
+            raise ReversibleError(
+                f"the sub-network {type(module).__name__} returned {type(value).__name__}; "
+                "it must return one tensor"
+            )
+        return value
+
+
+def _with_place(forward: Callable[..., State]) -> Callable[..., State]:
+    """Make a layer's `forward` become a node of the tape when a memory-saving sequence calls it."""
+
+    @functools.wraps(forward)
+    def placed(self: ReversibleLayer, *args: Any, **kwargs: Any) -> State:
+        place = take_place(self)
+        if place is None:
+            return forward(self, *args, **kwargs)
+        outputs: State = place.enter(functools.partial(forward, self), args, kwargs)
+        return outputs
+
+    return placed
+
+
+class IsometricLayer(ReversibleLayer):
+    """A linear layer without parameters whose inverse is its transpose.
+
+    Its gradient takes the way of its inverse.
+    """
+
+    def backward_step(
+        self, rewind: Rewind, outputs: State, grads: Gradients, *args: Any, **kwargs: Any
+    ) -> tuple[State, Gradients]:
+        """Invert the streams, and their gradients alike."""
+        inputs = self.inverse(*outputs)
+        filled = rewind.filled(outputs, grads)
+        return inputs, (None,) * len(inputs) if filled is None else self.inverse(*filled)

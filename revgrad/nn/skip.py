@@ -1,0 +1,125 @@
+"""Skip connections of a U-Net inside one reversible sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from revgrad.autograd.layout import split_dense
+from revgrad.errors import ReversibleError
+from revgrad.nn.layer import IsometricLayer, State
+
+
+class _Skip(IsometricLayer):
+    """What the two ends of a skip connection share.
+
+    Args:
+        fraction: Share of each stream's channels that skips, rounded down; at least one channel
+            of each stream skips and at least one goes on. The same at both ends.
+    """
+
+    def __init__(self, fraction: float = 0.5) -> None:
+        super().__init__()
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction must lie between 0 and 1, not {fraction!r}")
+        self.fraction = fraction
+
+    def extra_repr(self) -> str:
+        return f"fraction={self.fraction}"
+
+    def _split(self, *streams: Tensor) -> State:
+        """The rest of each stream, then the skip of each."""
+        pairs = []
+        for x in streams:
+            if x.shape[1] < 2:
+                raise ReversibleError(
+                    f"a stream with {x.shape[1]} channel can't be split into a skip and a rest"
+                )
+            skip = self._skipping(x.shape[1])
+            # Copies: as views, skips would keep the whole stream in memory until they are joined.
+            pairs.append(split_dense(x, (skip, x.shape[1] - skip), 1, copy=True))
+        return *(rest for _, rest in pairs), *(skip for skip, _ in pairs)
+
+    def _join(self, x1: Tensor, x2: Tensor, skip1: Tensor, skip2: Tensor) -> State:
+        return torch.cat((skip1, x1), 1), torch.cat((skip2, x2), 1)
+
+    def _skipping(self, channels: int) -> int:
+        return min(max(int(channels * self.fraction), 1), channels - 1)
+
+
+class SplitSkip(_Skip):
+    """Takes the first channels of each stream out as a skip connection.
+
+    The skip waits in the sequence's state until the `JoinSkip` of the same level puts it back:
+    the last one split is the first one joined.
+
+    Args:
+        fraction: Share of each stream's channels that skips, rounded down; at least one channel
+            of each stream skips and at least one goes on.
+
+    Shapes:
+        (N, C1, ...), (N, C2, ...) to the two streams that go on and the two skips.
+    """
+
+    num_outputs = 4
+
+    def forward(self, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> State:
+        """Split each stream along its channels."""
+        return self._split(x1, x2)
+
+    def inverse(
+        self, y1: Tensor, y2: Tensor, skip1: Tensor, skip2: Tensor, *args: Any, **kwargs: Any
+    ) -> State:
+        """Put the skips back in front of the streams' channels."""
+        return self._join(y1, y2, skip1, skip2)
+
+    def out_channels(self, channels: tuple[int, ...]) -> tuple[int, ...]:
+        """What goes on of each stream, then what skips."""
+        skips = [self._skipping(c) for c in channels]
+        return *(c - s for c, s in zip(channels, skips, strict=True)), *skips
+
+
+class JoinSkip(_Skip):
+    """Puts the skip of the last open `SplitSkip` back in front of the streams' channels.
+
+    Args:
+        fraction: As at the `SplitSkip`: its inverse has to find the border again.
+
+    Shapes:
+        The two streams and the two skips to (N, C1, ...), (N, C2, ...).
+    """
+
+    num_inputs = 4
+
+    def forward(
+        self, x1: Tensor, x2: Tensor, skip1: Tensor, skip2: Tensor, *args: Any, **kwargs: Any
+    ) -> State:
+        """Join each skip with its stream along the channels."""
+        for x, skip in ((x1, skip1), (x2, skip2)):
+            self._check(x, skip)
+        return self._join(x1, x2, skip1, skip2)
+
+    def inverse(self, y1: Tensor, y2: Tensor, *args: Any, **kwargs: Any) -> State:
+        """Split the skips off again."""
+        return self._split(y1, y2)
+
+    def out_channels(self, channels: tuple[int, ...]) -> tuple[int, ...]:
+        """Each stream and its skip together."""
+        x1, x2, skip1, skip2 = channels
+        return x1 + skip1, x2 + skip2
+
+    def _check(self, x: Tensor, skip: Tensor) -> None:
+        if x.shape[:1] + x.shape[2:] != skip.shape[:1] + skip.shape[2:]:
+            raise ReversibleError(
+                f"the skip of shape {tuple(skip.shape)} does not fit the stream of shape "
+                f"{tuple(x.shape)}; is the upsampling missing?"
+            )
+        together = x.shape[1] + skip.shape[1]
+        if skip.shape[1] != self._skipping(together):
+            raise ReversibleError(
+                f"the skip has {skip.shape[1]} of {together} channels, but fraction="
+                f"{self.fraction} makes it {self._skipping(together)}; give SplitSkip and "
+                "JoinSkip the same fraction, and bring as many channels up as went down"
+            )

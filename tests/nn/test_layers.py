@@ -1,0 +1,435 @@
+"""Each reversible layer by itself and in a sequence: inverse, gradient, errors that name it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import revgrad
+from revgrad import (
+    AdditiveCoupling,
+    HaarDownsample,
+    HaarUpsample,
+    JoinSkip,
+    PixelShuffleDownsample,
+    PixelShuffleUpsample,
+    ReversibleError,
+    ReversibleLayer,
+    ReversibleSequence,
+    SplitSkip,
+    Tap,
+)
+
+DOUBLE = torch.float64
+
+
+def conv(spatial_dims, c_in, c_out=None):
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[spatial_dims - 1]
+    return nn.Sequential(kind(c_in, c_out or c_in, 3, padding=1), nn.Tanh()).double()
+
+
+class Scaled(ReversibleLayer):
+    """The example of the documentation: only forward and inverse."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+        self.scale = nn.Parameter(torch.tensor(0.5, dtype=DOUBLE))
+
+    def forward(self, x1, x2, *args):
+        return x1 + self.scale * self.run(self.f, x2, *args), x2
+
+    def inverse(self, y1, y2, *args):
+        return y1 - self.scale * self.run(self.f, y2, *args), y2
+
+
+class Swap(ReversibleLayer):
+    """Gives its input on as it is, in another order."""
+
+    def forward(self, x1, x2):
+        return x2, x1
+
+    def inverse(self, y1, y2):
+        return y2, y1
+
+
+LAYERS = {
+    "coupling of two": lambda d: [AdditiveCoupling(conv(d, 2), conv(d, 2))],
+    "coupling of one": lambda d: [AdditiveCoupling(conv(d, 2))],
+    "generic": lambda d: [Scaled(conv(d, 2))],
+    "pass-through": lambda d: [Swap()],
+    "haar": lambda d: [HaarDownsample(d), HaarUpsample(d)],
+    "haar down": lambda d: [HaarDownsample(d)],
+    "pixel shuffle": lambda d: [PixelShuffleDownsample(d), PixelShuffleUpsample(d)],
+    "pixel shuffle down": lambda d: [PixelShuffleDownsample(d)],
+    "skip": lambda d: [SplitSkip(0.3), AdditiveCoupling(conv(d, 1)), JoinSkip(0.3)],
+}
+
+
+@pytest.mark.parametrize("spatial_dims", [1, 2, 3])
+@pytest.mark.parametrize("name", LAYERS)
+def test_inverse_and_gradcheck(name, spatial_dims):
+    torch.manual_seed(0)
+    net = ReversibleSequence(LAYERS[name](spatial_dims))
+    x = torch.randn(2, 4, *[2] * spatial_dims, dtype=DOUBLE, requires_grad=True)
+    assert (net.inverse(net(x)) - x).abs().max() < 1e-12
+    names = [n for n, _ in net.named_parameters()]
+
+    def run(x, *parameters):
+        return torch.func.functional_call(net, dict(zip(names, parameters, strict=True)), (x,))
+
+    parameters = [p.detach().requires_grad_() for p in net.parameters()]
+    assert torch.autograd.gradcheck(run, (x, *parameters), fast_mode=True)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_by_itself_is_an_ordinary_module(name):
+    layers = LAYERS[name](2)
+    x = torch.randn(2, 4, 4, 4, dtype=DOUBLE, requires_grad=True)
+    state = x.chunk(2, 1)
+    for layer in layers:
+        count = layer.num_inputs
+        state = layer(*state[:count]) + state[count:]
+    expected = ReversibleSequence(layers)(x)
+    assert torch.equal(torch.cat(state, 1), expected)
+
+
+def test_haar_is_the_orthonormal_transform():
+    x = torch.arange(4.0).view(1, 1, 2, 2)  # 0 1 / 2 3
+    down, _ = HaarDownsample(2)(x, x)
+    # half of: sum, difference along the last axis, along the first, both
+    assert torch.equal(down.flatten(), torch.tensor([3.0, -1.0, -2.0, 0.0]))
+    volume = torch.randn(2, 3, 4, 6, 8)
+    down, _ = HaarDownsample(3)(volume, volume)
+    assert torch.allclose(down.norm(), volume.norm())
+    low = F.avg_pool3d(volume, 2) * 8**0.5
+    assert torch.allclose(down[:, ::8], low, atol=1e-6)
+
+
+def test_pixel_shuffle_has_the_order_of_torch():
+    x = torch.randn(2, 3, 4, 6)
+    down, _ = PixelShuffleDownsample(2)(x, x)
+    assert torch.equal(down, F.pixel_unshuffle(x, 2))
+    up, _ = PixelShuffleUpsample(2)(down, down)
+    assert torch.equal(up, F.pixel_shuffle(down, 2))
+
+
+@pytest.mark.parametrize("layer", [HaarDownsample, PixelShuffleDownsample])
+def test_resampling_keeps_the_memory_format(layer):
+    x = torch.randn(2, 3, 4, 6).contiguous(memory_format=torch.channels_last)
+    y, _ = layer(2)(x, x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    y, _ = layer(2)(x.contiguous(), x)
+    assert y.is_contiguous()
+
+
+def test_skips_are_copies_so_that_they_hold_no_whole_stream():
+    x = torch.randn(2, 4, 4, 4)
+    for part in SplitSkip()(x, x):
+        assert part.untyped_storage().nbytes() == part.numel() * 4
+
+
+# --- the sequence -----------------------------------------------------------------------------
+
+
+def gradients(net, x, *args, **kwargs):
+    net.zero_grad()
+    for leaf in (x, *args):
+        leaf.grad = None
+    y = net(x, *args, **kwargs)
+    (y.sin() * torch.linspace(1, 2, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
+    return [y.detach(), x.grad, *(a.grad for a in args), *(p.grad for p in net.parameters())]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    kinds=st.lists(
+        st.sampled_from(["two", "one", "generic", "swap", "down", "up", "split", "join"]),
+        min_size=1,
+        max_size=12,
+    ),
+    channels=st.integers(2, 5),
+    batch=st.integers(1, 3),
+    anchor_every=st.sampled_from([None, None, 1, 2, 3]),
+    nested=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_any_composition_has_the_gradients_of_plain_autograd(
+    kinds, channels, batch, anchor_every, nested, seed
+):
+    torch.manual_seed(seed)
+    layers = compose(kinds, channels)
+    if nested and len(layers) > 2:
+        layers = [layers[0], ReversibleSequence(layers[1:-1], anchor_every=2), layers[-1]]
+    net = ReversibleSequence(layers, anchor_every=anchor_every)
+    x = torch.randn(batch, 2 * channels, 8, 8, dtype=DOUBLE, requires_grad=True)
+    found = gradients(net, x)
+    net.save_memory = False
+    for a, b in zip(gradients(net, x), found, strict=True):
+        assert (a is None and b is None) or (a - b).abs().max() <= 1e-9 * (1 + a.abs().max())
+    assert (net.inverse(net(x)) - x).abs().max() < 1e-10
+
+
+def compose(kinds, channels):
+    """Layers of these kinds with fitting channels; what is opened is closed at the end."""
+    layers, c, depth, skips = [], channels, 0, []
+
+    def up():
+        nonlocal c, depth
+        layers.append(HaarUpsample(2) if depth % 2 else PixelShuffleUpsample(2))
+        c, depth = c // 4, depth - 1
+
+    def join():
+        nonlocal c
+        layers.append(JoinSkip())
+        c = skips.pop()[0]
+
+    for kind in kinds:
+        if kind == "two":
+            layers.append(AdditiveCoupling(conv(2, c), conv(2, c)))
+        elif kind == "one":
+            layers.append(AdditiveCoupling(conv(2, c)))
+        elif kind == "generic":
+            layers.append(Scaled(conv(2, c)))
+        elif kind == "swap":
+            layers.append(Swap())
+        elif kind == "down" and depth < 2:
+            c, depth = c * 4, depth + 1
+            layers.append(HaarDownsample(2) if depth % 2 else PixelShuffleDownsample(2))
+        elif kind == "up" and depth > (skips[-1][1] if skips else 0):
+            up()
+        elif kind == "split" and c > 1:
+            layers.append(SplitSkip())
+            skips.append((c, depth))
+            c -= c // 2
+        elif kind == "join" and skips and skips[-1][1] == depth:
+            join()
+    while skips:
+        while depth > skips[-1][1]:
+            up()
+        join()
+    while depth:
+        up()
+    return layers
+
+
+class Modulated(nn.Module):
+    """A sub-network with side inputs of several forms."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1).double()
+
+    def forward(self, x, shift, scales=None, *, mode="sin"):
+        y = getattr(torch, mode)(self.conv(x)) + shift
+        return y if scales is None else y * scales["scale"][0]
+
+
+@pytest.mark.parametrize("layer", [AdditiveCoupling, Scaled])
+def test_side_inputs_in_any_form_get_their_gradients(layer):
+    torch.manual_seed(0)
+    net = ReversibleSequence([layer(Modulated(2)) for _ in range(3)])
+    x = torch.randn(2, 4, 4, 4, dtype=DOUBLE, requires_grad=True)
+    shift = torch.randn(2, 1, 1, 1, dtype=DOUBLE, requires_grad=True)
+    scale = torch.randn((), dtype=DOUBLE, requires_grad=True)
+    results = []
+    for save_memory in (True, False):
+        net.save_memory = save_memory
+        scale.grad = None
+        if layer is AdditiveCoupling:
+            found = gradients(net, x, shift, scales={"scale": (scale, "unused")}, mode="cos")
+        else:
+            found = gradients(net, x, shift)
+        results.append([*found, scale.grad])
+    for a, b in zip(*results, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or (a - b).abs().max() < 1e-10
+
+
+def test_a_tuple_of_streams_comes_back_as_a_tuple_and_may_keep_skips():
+    net = ReversibleSequence([AdditiveCoupling(conv(2, 2)), SplitSkip(), HaarDownsample(2)])
+    x1, x2 = torch.randn(2, 1, 2, 4, 4, dtype=DOUBLE, requires_grad=True).unbind()
+    outputs = net((x1, x2))
+    assert [tuple(o.shape) for o in outputs] == [(1, 4, 2, 2)] * 2 + [(1, 1, 4, 4)] * 2
+    back = net.inverse(outputs)
+    assert (back[0] - x1).abs().max() < 1e-12
+    assert (back[1] - x2).abs().max() < 1e-12
+    outputs[3].sum().backward()  # the gradient of a skip alone
+    assert net[0].f[0].weight.grad is not None
+
+
+def test_unequal_streams_are_split_again_by_the_inverse():
+    net = ReversibleSequence(
+        [AdditiveCoupling(conv(2, 2, 3)), HaarDownsample(2), AdditiveCoupling(conv(2, 12, 8))]
+    )
+    x = torch.randn(1, 5, 4, 4, dtype=DOUBLE)
+    assert (net.inverse(net(x)) - x).abs().max() < 1e-12
+
+
+def test_another_axis_than_the_channels():
+    net = ReversibleSequence([AdditiveCoupling(nn.Linear(4, 4).double())], split_dim=-1)
+    x = torch.randn(2, 3, 8, dtype=DOUBLE, requires_grad=True)
+    assert net(x).shape == x.shape
+    assert (net.inverse(net(x)) - x).abs().max() < 1e-12
+
+
+def test_container_protocol_and_repr():
+    net = ReversibleSequence([AdditiveCoupling(nn.Identity()), HaarDownsample(2), Tap("a")])
+    assert len(net) == 3
+    assert net[1] is list(net)[1]
+    text = repr(net)
+    assert "save_memory=True" in text
+    assert "spatial_dims=2" in text
+    assert "name='a'" in text
+
+
+def test_streams_are_float32_under_autocast():
+    net = ReversibleSequence([AdditiveCoupling(nn.Linear(4, 4))], split_dim=-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = net(torch.randn(2, 8, dtype=torch.bfloat16))
+    assert y.dtype == torch.float32
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+
+def wide(c):
+    return nn.Conv2d(c, c + 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("layers", "channels", "message"),
+    [
+        ([AdditiveCoupling(nn.Identity(), wide(2))], 4, r"layer 0 \(AdditiveCoupling\).*\bg gave"),
+        ([HaarDownsample(2), HaarDownsample(2)], 4, r"layer 1 \(HaarDownsample\).*even"),
+        ([PixelShuffleUpsample(2)], 4, r"layer 0 \(PixelShuffleUpsample\).*divide by 4"),
+        ([HaarDownsample(3)], 4, r"layer 0 .*3 spatial axes"),
+        ([JoinSkip()], 4, r"layer 0 \(JoinSkip\).*takes 4 tensors"),
+        ([SplitSkip(), HaarDownsample(2), JoinSkip()], 4, r"layer 2 .*upsampling missing"),
+        ([SplitSkip(), JoinSkip(0.2)], 8, r"layer 1 .*same fraction"),
+        ([SplitSkip()], 4, "lacks its JoinSkip"),
+        ([SplitSkip()], 2, r"layer 0 \(SplitSkip\).*1 channel"),
+        ([], 1, "can't be split"),
+        ([ReversibleSequence([HaarDownsample(1)])], 4, r"layer 0\.0 \(HaarDownsample\)"),
+    ],
+)
+def test_errors_name_the_layer(layers, channels, message):
+    for needs_grad in (True, False):
+        with pytest.raises(ReversibleError, match=message):
+            ReversibleSequence(layers)(torch.randn(1, channels, 2, 2, requires_grad=needs_grad))
+
+
+def test_construction_errors():
+    with pytest.raises(TypeError, match=r"layer 1 is a Conv2d.*AdditiveCoupling"):
+        ReversibleSequence([Swap(), nn.Conv2d(1, 1, 1)])
+    with pytest.raises(TypeError, match="f must be"):
+        AdditiveCoupling(torch.tanh)
+    with pytest.raises(TypeError, match="g must be"):
+        AdditiveCoupling(nn.Identity(), torch.tanh)
+    with pytest.raises(ValueError, match="anchor_every"):
+        ReversibleSequence([], anchor_every=0)
+    with pytest.raises(ValueError, match=r"same name.*'a'"):
+        ReversibleSequence([Tap("a"), ReversibleSequence([Tap("a")])])
+    with pytest.raises(ValueError, match="fraction"):
+        SplitSkip(1.0)
+    with pytest.raises(ValueError, match="spatial_dims"):
+        HaarDownsample(4)
+    with pytest.raises(TypeError, match="expected a tensor or a tuple"):
+        ReversibleSequence([])("x")
+
+
+def test_a_layer_without_inverse_says_so():
+    class OneWay(ReversibleLayer):
+        def forward(self, x1, x2):
+            return x1.relu(), x2
+
+    net = ReversibleSequence([Swap(), OneWay()])
+    y = net(torch.randn(1, 4, 2, 2, requires_grad=True))
+    with pytest.raises(ReversibleError, match=r"layer 1 \(OneWay\).*has no inverse"):
+        y.sum().backward()
+    with pytest.raises(ReversibleError, match=r"layer 1 \(OneWay\).*has no inverse"):
+        net.inverse(y.detach())
+
+
+def test_errors_of_sub_networks_keep_their_type_and_get_a_note():
+    class Fails(nn.Module):
+        def forward(self, x):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine") as caught:
+        ReversibleSequence([Swap(), AdditiveCoupling(Fails())])(torch.randn(1, 4, 2, 2))
+    assert caught.value.__notes__ == ["(raised inside layer 1 (AdditiveCoupling))"]
+
+
+def test_a_sub_network_that_returns_no_tensor():
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(ReversibleError, match=r"layer 0 .*Pair returned tuple"):
+        ReversibleSequence([AdditiveCoupling(Pair())])(torch.randn(1, 4, 2, 2))
+
+
+@pytest.mark.parametrize("where", ["pre", "post"])
+def test_hooks_on_a_layer_that_change_its_streams_are_refused(where):
+    net = ReversibleSequence([AdditiveCoupling(nn.Tanh()), AdditiveCoupling(nn.Tanh())])
+    if where == "pre":
+        net[1].register_forward_pre_hook(lambda m, args: tuple(2 * a for a in args))
+    else:
+        net[1].register_forward_hook(lambda m, args, out: tuple(2 * o for o in out))
+    with pytest.raises(ReversibleError, match=r"layer 1 .*hook changed"):
+        net(torch.randn(1, 4, requires_grad=True))
+
+
+def test_hooks_on_a_layer_that_only_look_are_fine():
+    net = ReversibleSequence([AdditiveCoupling(nn.Tanh(), nn.Tanh()) for _ in range(2)]).double()
+    seen = []
+    net[1].register_forward_hook(lambda m, args, out: seen.append(out[0].sum().item()))
+    net[1].register_full_backward_hook(lambda m, gi, go: seen.append(go[0].sum().item()))
+    x = torch.randn(1, 4, dtype=DOUBLE, requires_grad=True)
+    y = net(x)
+    y.pow(2).sum().backward()
+    assert seen == pytest.approx([y[:, :2].sum().item(), 2 * y[:, :2].sum().item()])
+
+
+def test_dropout_called_without_run_is_found():
+    """Two sub-networks that draw, called directly: the inverse draws in another order."""
+
+    class Direct(ReversibleLayer):
+        def __init__(self):
+            super().__init__()
+            self.f, self.g = nn.Dropout(0.5), nn.Dropout(0.5)
+
+        def forward(self, x1, x2):
+            y1 = x1 + self.f(x2)
+            return y1, x2 + self.g(y1)
+
+        def inverse(self, y1, y2):
+            x2 = y2 - self.g(y1)
+            return y1 - self.f(x2), x2
+
+    y = ReversibleSequence([Direct()])(torch.randn(1, 64, 8, requires_grad=True))
+    with pytest.raises(ReversibleError, match=r"layer 0 \(Direct\).*self\.run"):
+        y.sum().backward()
+
+
+def test_the_example_of_the_docstring_with_dropout_in_both_directions():
+    torch.manual_seed(0)
+    net = ReversibleSequence([Scaled(nn.Sequential(conv(2, 2), nn.Dropout(0.4))) for _ in range(3)])
+    x = torch.randn(2, 4, 4, 4, dtype=DOUBLE, requires_grad=True)
+    results = []
+    for save_memory in (True, False):
+        net.save_memory = save_memory
+        torch.manual_seed(1)
+        results.append(gradients(net, x))
+    for a, b in zip(*results, strict=True):
+        assert (a - b).abs().max() < 1e-10
+
+
+def test_public_names():
+    for name in revgrad.__all__:
+        assert getattr(revgrad, name) is not None
+    assert revgrad.nn.AdditiveCoupling is revgrad.AdditiveCoupling
+    assert revgrad.memory.measure is not None
