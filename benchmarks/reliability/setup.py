@@ -43,8 +43,15 @@ class Net:
         self.side = tuple(s.detach().clone().requires_grad_(s.requires_grad) for s in side)
 
     def __call__(self, x: Tensor | None = None) -> Tensor:
-        y: Tensor = self.module(self.x if x is None else x, *self.side)
+        y: Tensor = self.module(self.inside() if x is None else x, *self.side)
         return y
+
+    def inside(self) -> Tensor:
+        """The input as a result of another operation, as it is in the middle of a network.
+
+        Some libraries are wrong for a leaf; that is a case of its own and must not spoil the rest.
+        """
+        return self.x * 1 if self.x.requires_grad else self.x
 
     def parameters(self) -> list[nn.Parameter]:
         """All parameters, each once, in the order that all engines share."""
