@@ -1,6 +1,7 @@
 """Reversible networks for PyTorch: activations are computed back instead of stored."""
 
-from revgrad import memory, nn
+from revgrad import memory as memory
+from revgrad import nn as nn
 from revgrad.autograd import is_recomputing
 from revgrad.errors import ReversibleError
 from revgrad.nn import (
@@ -17,6 +18,7 @@ from revgrad.nn import (
 )
 from revgrad.version import __version__
 
+# Not `nn` and `memory`: a star import must not hide torch.nn.
 __all__ = [
     "AdditiveCoupling",
     "HaarDownsample",
@@ -31,6 +33,4 @@ __all__ = [
     "Tap",
     "__version__",
     "is_recomputing",
-    "memory",
-    "nn",
 ]

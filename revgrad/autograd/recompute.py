@@ -106,6 +106,10 @@ class Autocast:
         """Whether autocast is on for any of the devices."""
         return any(enabled for _, enabled, _ in self.states)
 
+    def is_off(self) -> bool:
+        """Whether autocast was and is off for all of the devices, so nothing is to be restored."""
+        return not any(enabled or torch.is_autocast_enabled(t) for t, enabled, _ in self.states)
+
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Run the code inside under this state.
@@ -213,8 +217,10 @@ class Evaluation:
         """Evaluate `call` as it was evaluated the first time."""
         with ExitStack() as stack:
             stack.enter_context(recomputing())
-            stack.enter_context(self.autocast.restored())
-            stack.enter_context(_training_modes(self.module, self.training))
+            if not self.autocast.is_off():
+                stack.enter_context(self.autocast.restored())
+            if self.training != [m.training for m in self.module.modules()]:
+                stack.enter_context(_training_modes(self.module, self.training))
             if self.random is not None:
                 stack.enter_context(self.random.replayed())
             if self.buffers is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from revgrad.autograd.context import calling, evaluating
 from revgrad.autograd.layout import dense, dense_format
@@ -153,13 +153,18 @@ class SideInputs:
     """Arguments of the sub-networks besides their stream: tensors among any other values."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        leaves, self._spec = tree_flatten((args, kwargs))
-        self.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        self.tensors: list[Tensor] = []
+        self._spec: TreeSpec | None = None
+        if args or kwargs:
+            leaves, self._spec = tree_flatten((args, kwargs))
+            self.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            self._constants = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
         self.count = len(self.tensors)
-        self._constants = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The positional and keyword arguments with `tensors` in the places of the tensors."""
+        if self._spec is None:
+            return (), {}
         remaining = iter(tensors)
         leaves = [next(remaining) if c is None else c[0] for c in self._constants]
         args, kwargs = tree_unflatten(leaves, self._spec)

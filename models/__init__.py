@@ -1,0 +1,1 @@
+"""Networks, losses, metrics, data and training for medical images."""

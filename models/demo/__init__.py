@@ -1,0 +1,85 @@
+"""``revgrad demo``: train a small network on a CT volume, with and without stored activations."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from revgrad.models.demo.report import write
+from revgrad.models.demo.run import run
+from revgrad.models.demo.settings import QUICK, Settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `revgrad demo`."""
+    default = Settings()
+    parser.add_argument(
+        "--steps", type=_positive, help=f"training steps of each network ({default.steps})"
+    )
+    parser.add_argument(
+        "--device", type=_device, default="cpu", help="cpu, cuda or cuda:N (%(default)s)"
+    )
+    parser.add_argument("--threads", type=_positive, help="CPU threads (as many as torch takes)")
+    parser.add_argument(
+        "--seed", type=int, default=default.seed, help="of weights and batches (%(default)s)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("revgrad-demo"),
+        help="folder for the report (%(default)s)",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a few steps of a tiny network, only to see it run"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Train, compare and write the report."""
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)  # before the minutes of training
+    except OSError as error:
+        print(f"revgrad demo: cannot make the folder {args.output}: {error}", file=sys.stderr)
+        return 1
+    settings = replace(QUICK if args.quick else Settings(), seed=args.seed, device=args.device)
+    if args.steps is not None:
+        settings = replace(settings, steps=args.steps)
+    with _threads(args.threads):
+        outcome = run(settings)
+        write(outcome, args.output)
+    return 0
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Compute with so many threads, and with as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
+    return int(text)
+
+
+def _device(text: str) -> str:
+    try:
+        device = torch.device(text)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"cannot use the device {text!r}: {reason}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"memory is measured on cpu and cuda, not on {text}")
+    return text

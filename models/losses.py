@@ -1,0 +1,43 @@
+"""Training losses for segmentation."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def dice_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    include_background: bool = True,
+    batch: bool = False,
+    smooth: float = 1e-5,
+) -> Tensor:
+    """Cross-entropy plus soft Dice loss of one softmax over the classes.
+
+    Args:
+        logits: ``(N, classes, *spatial)``.
+        labels: ``(N, *spatial)``, integers below ``classes``.
+        include_background: let class 0 count in the Dice term (it always does in cross-entropy).
+        batch: take one Dice coefficient over all images of the batch, not one for each image.
+            Steadier where many images lack a class.
+        smooth: added to both sides of the Dice fraction, so that a class that is neither
+            predicted nor there counts as right.
+
+    Returns:
+        A scalar: the mean cross-entropy of a pixel plus one minus the mean Dice coefficient.
+    """
+    log_probabilities = logits.log_softmax(1)
+    # As a product, not as a gather: the gather's backward is not deterministic on CUDA.
+    truth = F.one_hot(labels, logits.shape[1]).movedim(-1, 1).to(logits.dtype)
+    cross_entropy = -(truth * log_probabilities).sum(1).mean()
+    first = 0 if include_background else 1
+    dice = _soft_dice(log_probabilities.exp()[:, first:], truth[:, first:], batch, smooth)
+    return cross_entropy + 1 - dice.mean()
+
+
+def _soft_dice(probabilities: Tensor, truth: Tensor, batch: bool, smooth: float) -> Tensor:
+    """Dice coefficients ``(N, classes)``, or ``(classes,)`` over the whole batch."""
+    pixels = [axis for axis in range(truth.ndim) if axis != 1 and (batch or axis != 0)]
+    both = (probabilities * truth).sum(pixels)
+    either = probabilities.sum(pixels) + truth.sum(pixels)
+    return (2 * both + smooth) / (either + smooth)

@@ -1,0 +1,60 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from revgrad.models.losses import dice_cross_entropy
+
+
+def test_equals_the_value_worked_out_by_hand():
+    # Two classes, two pixels, probabilities 3/4 and 1/4 in both; the labels are 0 and 1.
+    logits = torch.tensor([[[math.log(3.0)] * 2, [0.0] * 2]], dtype=torch.float64)
+    labels = torch.tensor([[0, 1]])
+    cross_entropy = -(math.log(3 / 4) + math.log(1 / 4)) / 2
+    dice_0 = 2 * (3 / 4) / (3 / 2 + 1)
+    dice_1 = 2 * (1 / 4) / (1 / 2 + 1)
+
+    both = dice_cross_entropy(logits, labels, smooth=0.0)
+    foreground = dice_cross_entropy(logits, labels, smooth=0.0, include_background=False)
+
+    assert both.item() == pytest.approx(cross_entropy + 1 - (dice_0 + dice_1) / 2)
+    assert foreground.item() == pytest.approx(cross_entropy + 1 - dice_1)
+
+
+@pytest.mark.parametrize("space", [(7,), (4, 5), (2, 3, 4)])
+def test_cross_entropy_part_equals_torch(space):
+    logits, labels = _random(space)
+    # A huge `smooth` makes every Dice coefficient one and leaves the cross-entropy.
+    loss = dice_cross_entropy(logits, labels, smooth=1e15)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, labels))
+
+
+def test_batch_takes_one_coefficient_over_all_images():
+    logits, labels = _random((4, 5))
+    apart = [dice_cross_entropy(logits[i : i + 1], labels[i : i + 1]) for i in range(2)]
+    torch.testing.assert_close(dice_cross_entropy(logits, labels), torch.stack(apart).mean())
+
+    side_by_side = torch.cat(list(logits), -1)[None], torch.cat(list(labels), -1)[None]
+    together = dice_cross_entropy(logits, labels, batch=True)
+    torch.testing.assert_close(together, dice_cross_entropy(*side_by_side))
+
+
+def test_right_and_certain_prediction_costs_nothing_even_with_absent_classes():
+    labels = torch.tensor([[0, 2, 2]])
+    logits = 1e3 * F.one_hot(labels, 4).movedim(-1, 1).double()
+    assert dice_cross_entropy(logits, labels).item() == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch": True}, {"include_background": False}])
+def test_gradient(options):
+    logits, labels = _random((3, 2))
+    assert torch.autograd.gradcheck(
+        lambda x: dice_cross_entropy(x, labels, **options), logits.requires_grad_()
+    )
+
+
+def _random(space):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, *space, generator=generator, dtype=torch.float64)
+    return logits, torch.randint(3, (2, *space), generator=generator)
