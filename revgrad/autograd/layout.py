@@ -33,3 +33,23 @@ def split_dense(x: Tensor, sizes: Sequence[int], dim: int, *, copy: bool = False
     """Split a tensor into parts of the given sizes, each dense in the format of the whole."""
     memory_format = dense_format(x)
     return [dense(part, memory_format, copy=copy) for part in x.split(list(sizes), dim)]
+
+
+def laid_out(tensor: Tensor, strides: Sequence[int], *, copy: bool = False) -> Tensor:
+    """The tensor with exactly these strides; in new memory if `copy` or if it has others.
+
+    Dense tensors of one format may still differ in the strides of axes of size 1, which is enough
+    for a convolution to take another way. Strides of 0 (an expanded tensor) can't be written into
+    and are left as they are.
+    """
+    if 0 in strides:
+        return tensor.clone() if copy else tensor
+    if not copy and tensor.stride() == tuple(strides):
+        return tensor
+    new = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
+    return new.copy_(tensor)
+
+
+def alias(tensor: Tensor) -> Tensor:
+    """Another tensor on the same memory, with the same strides (`view_as` may choose others)."""
+    return torch.ops.aten.alias(tensor)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from revgrad.autograd.context import evaluating
+from revgrad.autograd.layout import alias
 from revgrad.autograd.recompute import Evaluation, call_with_tensors
 from revgrad.errors import ReversibleError
 
@@ -163,7 +164,7 @@ class Rewind:
     def _leaf(self, tensor: Tensor, needs_grad: bool) -> Tensor:
         """A tensor with the same data at which gradients of this step end."""
         if self.differentiable:
-            return tensor.view_as(tensor)
+            return alias(tensor)
         return tensor.detach().requires_grad_(needs_grad and tensor.is_floating_point())
 
     def _next(self, module: nn.Module, last: bool) -> Evaluation:

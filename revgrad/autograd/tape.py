@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from revgrad.autograd.context import calling, evaluating
-from revgrad.autograd.layout import dense, dense_format
+from revgrad.autograd.layout import alias, laid_out
 from revgrad.autograd.recompute import Evaluation, accelerators, version
 from revgrad.autograd.rewind import Gradients, Rewind
 from revgrad.errors import ReversibleError, locate
@@ -133,7 +133,7 @@ class _LayerRun:
         outputs: State = streams
         parts = self.layer.parts(forward)
         for part in parts:
-            record = Record(self, part, side, accelerators(outputs))
+            record = Record(self, part, side, outputs)
             record.anchor = self.anchor and part is parts[-1]
             outputs = _Step.apply(record, len(outputs), *outputs, *side.tensors, *record.parameters)
             del record.parameters
@@ -177,18 +177,22 @@ class Record:
     anchor: bool
     whole: Evaluation | None = None
 
-    def __init__(
-        self, run: _LayerRun, part: Part, side: SideInputs, devices: tuple[torch.device, ...]
-    ) -> None:
+    def __init__(self, run: _LayerRun, part: Part, side: SideInputs, streams: State) -> None:
         self.tape = run.tape
         self.layer = run.layer
         self.where = run.where
         self.boundary = run.tape.append()
         self.part = part
         self.side = side
-        self.devices = devices
+        self.devices = accelerators(streams)
+        self.strides = [x.stride() for x in streams]
         self.names, self.parameters = _parameters(part.module)
         self.evaluations: list[Evaluation] = []
+
+
+def _aliases(tensors: State) -> State:
+    """For results of a node, which autograd would pass through `view_as` if they are its inputs."""
+    return tuple(map(alias, tensors))
 
 
 def _identities(tensors: object) -> list[tuple[int, int]]:
@@ -242,6 +246,7 @@ class _Step(torch.autograd.Function):
             else:
                 record.whole = Evaluation(record.layer, record.devices)
                 outputs = record.whole.first(record.part.forward, *streams, *args, **kwargs)
+        outputs = _aliases(outputs)
         kept = record.layer.anchor(outputs) if record.anchor else ()
         ctx.record, ctx.count, ctx.num_kept = record, count, len(kept)
         ctx.save_for_backward(*others, *kept)
@@ -266,14 +271,17 @@ def _step_back(ctx: Any, record: Record, grads: Gradients) -> Gradients:
     streams, rest = state[:num_outputs], state[num_outputs:]
     others, kept = _unpack(ctx)
     if record.anchor:
-        streams = record.layer.from_anchor(kept, streams)
+        stored = record.layer.from_anchor(kept, streams)
+        streams = tuple(laid_out(s, x.stride()) for s, x in zip(stored, streams, strict=True))
     del state, kept
     needs = ctx.needs_input_grad[2:]
     needs_streams, needs_others = needs[: ctx.count], needs[ctx.count :]
     rewind = Rewind(record, others, needs_others)
     inputs, input_grads = rewind.run(streams, grads)
     if record.boundary > 1 and any(needs_streams):
-        record.tape.put(record.boundary - 1, tuple(inputs) + rest)
+        # As the layer before gave it, so that its sub-networks see the same strides again.
+        before = (laid_out(x, strides) for x, strides in zip(inputs, record.strides, strict=True))
+        record.tape.put(record.boundary - 1, (*before, *rest))
     wanted = (g if need else None for g, need in zip(input_grads, needs_streams, strict=True))
     return None, None, *wanted, *rewind.leaf_grads()
 
@@ -310,11 +318,11 @@ class _Close(torch.autograd.Function):
         state, taps = tensors[:count], tensors[count:]
         ctx.tape, ctx.join_dim, ctx.count = tape, join_dim, count
         ctx.sizes = None if join_dim is None else [s.shape[join_dim] for s in state]
-        ctx.formats = [dense_format(s) for s in state]
-        outputs = state if join_dim is None else (torch.cat(state, join_dim),)
+        ctx.strides = [s.stride() for s in state]
+        outputs = _aliases(state) if join_dim is None else (torch.cat(state, join_dim),)
         ctx.save_for_backward(*outputs)
         ctx.set_materialize_grads(False)
-        return *outputs, *taps
+        return *outputs, *_aliases(taps)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -332,10 +340,10 @@ class _Close(torch.autograd.Function):
             if joined_grad is not None:
                 outputs = joined_grad.split(ctx.sizes, ctx.join_dim)
         # Layers write into what lies on the tape, so it is a copy.
-        state = zip(saved, ctx.formats, strict=True)
-        tape.put(tape.length, tuple(dense(s, f, copy=True) for s, f in state))
-        gradients = zip(outputs, ctx.formats, strict=True)
-        dense_grads = (None if g is None else dense(g, f) for g, f in gradients)
+        state = zip(saved, ctx.strides, strict=True)
+        tape.put(tape.length, tuple(laid_out(s, strides, copy=True) for s, strides in state))
+        gradients = zip(outputs, ctx.strides, strict=True)
+        dense_grads = (None if g is None else laid_out(g, strides) for g, strides in gradients)
         return None, None, None, *dense_grads, *tap_grads
 
 

@@ -3,8 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 import revgrad
@@ -141,78 +139,6 @@ def gradients(net, x, *args, **kwargs):
     y = net(x, *args, **kwargs)
     (y.sin() * torch.linspace(1, 2, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
     return [y.detach(), x.grad, *(a.grad for a in args), *(p.grad for p in net.parameters())]
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    kinds=st.lists(
-        st.sampled_from(["two", "one", "generic", "swap", "down", "up", "split", "join"]),
-        min_size=1,
-        max_size=12,
-    ),
-    channels=st.integers(2, 5),
-    batch=st.integers(1, 3),
-    anchor_every=st.sampled_from([None, None, 1, 2, 3]),
-    nested=st.booleans(),
-    seed=st.integers(0, 1000),
-)
-def test_any_composition_has_the_gradients_of_plain_autograd(
-    kinds, channels, batch, anchor_every, nested, seed
-):
-    torch.manual_seed(seed)
-    layers = compose(kinds, channels)
-    if nested and len(layers) > 2:
-        layers = [layers[0], ReversibleSequence(layers[1:-1], anchor_every=2), layers[-1]]
-    net = ReversibleSequence(layers, anchor_every=anchor_every)
-    x = torch.randn(batch, 2 * channels, 8, 8, dtype=DOUBLE, requires_grad=True)
-    found = gradients(net, x)
-    net.save_memory = False
-    for a, b in zip(gradients(net, x), found, strict=True):
-        assert (a is None and b is None) or (a - b).abs().max() <= 1e-9 * (1 + a.abs().max())
-    assert (net.inverse(net(x)) - x).abs().max() < 1e-10
-
-
-def compose(kinds, channels):
-    """Layers of these kinds with fitting channels; what is opened is closed at the end."""
-    layers, c, depth, skips = [], channels, 0, []
-
-    def up():
-        nonlocal c, depth
-        layers.append(HaarUpsample(2) if depth % 2 else PixelShuffleUpsample(2))
-        c, depth = c // 4, depth - 1
-
-    def join():
-        nonlocal c
-        layers.append(JoinSkip())
-        c = skips.pop()[0]
-
-    for kind in kinds:
-        if kind == "two":
-            layers.append(AdditiveCoupling(conv(2, c), conv(2, c)))
-        elif kind == "one":
-            layers.append(AdditiveCoupling(conv(2, c)))
-        elif kind == "generic":
-            layers.append(Scaled(conv(2, c)))
-        elif kind == "swap":
-            layers.append(Swap())
-        elif kind == "down" and depth < 2:
-            c, depth = c * 4, depth + 1
-            layers.append(HaarDownsample(2) if depth % 2 else PixelShuffleDownsample(2))
-        elif kind == "up" and depth > (skips[-1][1] if skips else 0):
-            up()
-        elif kind == "split" and c > 1:
-            layers.append(SplitSkip())
-            skips.append((c, depth))
-            c -= c // 2
-        elif kind == "join" and skips and skips[-1][1] == depth:
-            join()
-    while skips:
-        while depth > skips[-1][1]:
-            up()
-        join()
-    while depth:
-        up()
-    return layers
 
 
 class Modulated(nn.Module):
