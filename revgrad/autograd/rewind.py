@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,10 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from revgrad.autograd.context import evaluating
 from revgrad.autograd.layout import alias
+from revgrad.autograd.protocol import Gradients, State
 from revgrad.autograd.recompute import Evaluation, call_with_tensors
+from revgrad.autograd.record import Record
 from revgrad.errors import ReversibleError
-
-if TYPE_CHECKING:
-    from revgrad.autograd.tape import Record, State
-
-Gradients = tuple[Tensor | None, ...]
 
 
 class Evaluated:

@@ -8,24 +8,20 @@ its gradients and its input, and lays the input down for the layer before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch import Tensor
 
-from revgrad.autograd.context import calling, evaluating
+from revgrad.autograd.context import calling
 from revgrad.autograd.layout import alias, laid_out
-from revgrad.autograd.recompute import Evaluation, accelerators, version
-from revgrad.autograd.rewind import Gradients, Rewind
+from revgrad.autograd.protocol import Gradients, Layer, State
+from revgrad.autograd.recompute import version
+from revgrad.autograd.record import Record, SideInputs
+from revgrad.autograd.rewind import Rewind
 from revgrad.errors import ReversibleError, locate
-
-if TYPE_CHECKING:
-    from revgrad.nn.layer import ReversibleLayer
-
-State = tuple[Tensor, ...]
 
 
 class Tape:
@@ -62,7 +58,7 @@ class Tape:
 
     def run(
         self,
-        layer: ReversibleLayer,
+        layer: Layer,
         where: str,
         state: State,
         args: tuple[Any, ...],
@@ -96,28 +92,10 @@ class Tape:
         return self.length
 
 
-@dataclass(frozen=True)
-class Part:
-    """A piece of a layer that is a node of the graph by itself.
-
-    A layer in several parts hands its gradients on part by part, so that the engine frees those
-    of one part before the next one works.
-
-    Attributes:
-        module: The module whose parameters the part uses: the layer or a sub-network of it.
-        forward: Maps input to output streams.
-        backward_step: As `ReversibleLayer.backward_step`; None for the generic one.
-    """
-
-    module: nn.Module
-    forward: Callable[..., State]
-    backward_step: Callable[..., tuple[State, Gradients]] | None
-
-
 class _LayerRun:
     """One call of a layer by a sequence: makes a node of each of the layer's parts."""
 
-    def __init__(self, tape: Tape, layer: ReversibleLayer, where: str, anchor: bool) -> None:
+    def __init__(self, tape: Tape, layer: Layer, where: str, anchor: bool) -> None:
         self.tape = tape
         self.layer = layer
         self.where = where
@@ -128,16 +106,18 @@ class _LayerRun:
     ) -> State:
         """Called by the layer in place of its `forward`."""
         count = self.layer.num_inputs
-        streams, side = args[:count], SideInputs(args[count:], kwargs)
+        streams, args = args[:count], args[count:]
+        side, side_tensors = SideInputs(args, kwargs), SideInputs.tensors(args, kwargs)
         self.inputs = _identities(streams)
-        outputs: State = streams
         parts = self.layer.parts(forward)
         for part in parts:
-            record = Record(self, part, side, outputs)
-            record.anchor = self.anchor and part is parts[-1]
-            outputs = _Step.apply(record, len(outputs), *outputs, *side.tensors, *record.parameters)
-            del record.parameters
-        self.outputs = _identities(outputs)
+            record = Record(self.layer, part, side, streams)
+            anchor = self.anchor and part is parts[-1]
+            node = _Node(self.tape, self.tape.append(), self.where, record, anchor)
+            inputs = (*streams, *side_tensors, *record.collect_parameters())
+            streams = _Step.apply(node, len(streams), *inputs)
+        self.outputs = _identities(streams)
+        outputs: State = streams
         return outputs
 
     def check_hooks(self, streams: State, outputs: object) -> None:
@@ -149,45 +129,15 @@ class _LayerRun:
             )
 
 
-class SideInputs:
-    """Arguments of the sub-networks besides their stream: tensors among any other values."""
+@dataclass(frozen=True)
+class _Node:
+    """A node's place on its tape, behind `boundary` - 1 others, and what it is to do."""
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.tensors: list[Tensor] = []
-        self._spec: TreeSpec | None = None
-        if args or kwargs:
-            leaves, self._spec = tree_flatten((args, kwargs))
-            self.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-            self._constants = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
-        self.count = len(self.tensors)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The positional and keyword arguments with `tensors` in the places of the tensors."""
-        if self._spec is None:
-            return (), {}
-        remaining = iter(tensors)
-        leaves = [next(remaining) if c is None else c[0] for c in self._constants]
-        args, kwargs = tree_unflatten(leaves, self._spec)
-        return args, kwargs
-
-
-class Record:
-    """What a node knows besides tensors: its layer, its place, how its sub-networks ran."""
-
+    tape: Tape
+    boundary: int
+    where: str
+    record: Record
     anchor: bool
-    whole: Evaluation | None = None
-
-    def __init__(self, run: _LayerRun, part: Part, side: SideInputs, streams: State) -> None:
-        self.tape = run.tape
-        self.layer = run.layer
-        self.where = run.where
-        self.boundary = run.tape.append()
-        self.part = part
-        self.side = side
-        self.devices = accelerators(streams)
-        self.strides = [x.stride() for x in streams]
-        self.names, self.parameters = _parameters(part.module)
-        self.evaluations: list[Evaluation] = []
 
 
 def _aliases(tensors: State) -> State:
@@ -199,37 +149,6 @@ def _identities(tensors: object) -> list[tuple[int, int]]:
     return [(t.data_ptr(), version(t)) for t in tensors if isinstance(t, Tensor)]  # type: ignore[attr-defined]
 
 
-def _parameters(module: nn.Module) -> tuple[dict[str, int], list[Tensor]]:
-    """Each parameter once, and at which names of the module it stands."""
-    index: dict[int, int] = {}
-    names: dict[str, int] = {}
-    parameters: list[Tensor] = []
-    for path, owner in module.named_modules():
-        for key, parameter in owner._parameters.items():
-            if parameter is None:
-                continue
-            if id(parameter) not in index:
-                index[id(parameter)] = len(parameters)
-                parameters.append(parameter)
-            names[f"{path}.{key}" if path else key] = index[id(parameter)]
-    return names, parameters
-
-
-class _Recorder:
-    """Evaluates the sub-networks of a layer in the forward pass and remembers each."""
-
-    def __init__(self, record: Record) -> None:
-        self.record = record
-
-    def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Evaluate `module`."""
-        evaluation = Evaluation(module, self.record.devices)
-        with evaluating(None):
-            result = evaluation.first(module, *args, **kwargs)
-        self.record.evaluations.append(evaluation)
-        return result
-
-
 class _Step(torch.autograd.Function):
     """A part of a reversible layer.
 
@@ -237,51 +156,45 @@ class _Step(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, record: Record, count: int, *tensors: Tensor) -> State:
+    def forward(ctx: Any, node: _Node, count: int, *tensors: Tensor) -> State:
         streams, others = tensors[:count], tensors[count:]
-        args, kwargs = record.side.with_tensors(others)
-        with evaluating(_Recorder(record)):
-            if record.part.backward_step is not None:
-                outputs = record.part.forward(*streams, *args, **kwargs)
-            else:
-                record.whole = Evaluation(record.layer, record.devices)
-                outputs = record.whole.first(record.part.forward, *streams, *args, **kwargs)
-        outputs = _aliases(outputs)
-        kept = record.layer.anchor(outputs) if record.anchor else ()
-        ctx.record, ctx.count, ctx.num_kept = record, count, len(kept)
+        args, kwargs = node.record.side.with_tensors(others)
+        outputs = _aliases(node.record.run_forward(*streams, args=args, kwargs=kwargs))
+        kept = node.record.layer.anchor(outputs) if node.anchor else ()
+        ctx.node, ctx.count, ctx.num_kept = node, count, len(kept)
         ctx.save_for_backward(*others, *kept)
         ctx.set_materialize_grads(False)
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
-        record: Record = ctx.record
+        node: _Node = ctx.node
         try:
-            return _step_back(ctx, record, grads)
+            return _step_back(ctx, node, grads)
         except BaseException as error:
-            record.tape.clear()
-            locate(error, record.where)
+            node.tape.clear()
+            locate(error, node.where)
             raise
 
 
-def _step_back(ctx: Any, record: Record, grads: Gradients) -> Gradients:
+def _step_back(ctx: Any, node: _Node, grads: Gradients) -> Gradients:
     """Compute a node's input and gradients from its output and the output's gradients."""
-    state = record.tape.take(record.boundary)
-    num_outputs = record.layer.num_outputs
-    streams, rest = state[:num_outputs], state[num_outputs:]
+    record, layer = node.record, node.record.layer
+    state = node.tape.take(node.boundary)
+    streams, rest = state[: layer.num_outputs], state[layer.num_outputs :]
     others, kept = _unpack(ctx)
-    if record.anchor:
-        stored = record.layer.from_anchor(kept, streams)
+    if node.anchor:
+        stored = layer.from_anchor(kept, streams)
         streams = tuple(laid_out(s, x.stride()) for s, x in zip(stored, streams, strict=True))
     del state, kept
     needs = ctx.needs_input_grad[2:]
     needs_streams, needs_others = needs[: ctx.count], needs[ctx.count :]
     rewind = Rewind(record, others, needs_others)
     inputs, input_grads = rewind.run(streams, grads)
-    if record.boundary > 1 and any(needs_streams):
+    if node.boundary > 1 and any(needs_streams):
         # As the layer before gave it, so that its sub-networks see the same strides again.
         before = (laid_out(x, strides) for x, strides in zip(inputs, record.strides, strict=True))
-        record.tape.put(record.boundary - 1, (*before, *rest))
+        node.tape.put(node.boundary - 1, (*before, *rest))
     wanted = (g if need else None for g, need in zip(input_grads, needs_streams, strict=True))
     return None, None, *wanted, *rewind.leaf_grads()
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from revgrad.autograd.rewind import Gradients, Rewind
-from revgrad.autograd.tape import Part
+from revgrad.autograd.protocol import Gradients, Part, State
+from revgrad.autograd.rewind import Rewind
 from revgrad.errors import ReversibleError
-from revgrad.nn.layer import ReversibleLayer, State
+from revgrad.nn.layer import ReversibleLayer
 
 
 class AdditiveCoupling(ReversibleLayer):

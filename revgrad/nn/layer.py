@@ -9,12 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from revgrad.autograd.context import current_evaluator, take_place
+from revgrad.autograd.protocol import Gradients, Part, State
 from revgrad.autograd.recompute import version
-from revgrad.autograd.rewind import Gradients, Rewind
-from revgrad.autograd.tape import Part
+from revgrad.autograd.rewind import Rewind
 from revgrad.errors import ReversibleError
-
-State = tuple[Tensor, ...]
 
 
 class ReversibleLayer(nn.Module):

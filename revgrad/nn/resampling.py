@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from revgrad.autograd.layout import dense, dense_format
+from revgrad.autograd.protocol import State
 from revgrad.errors import ReversibleError
-from revgrad.nn.layer import IsometricLayer, State
+from revgrad.nn.layer import IsometricLayer
 
 
 class _Resampling(IsometricLayer):

@@ -12,9 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 from revgrad.autograd.context import calling, evaluating, take_place
 from revgrad.autograd.layout import dense, dense_format, split_dense
+from revgrad.autograd.protocol import State
 from revgrad.autograd.tape import Tape, close
 from revgrad.errors import ReversibleError, locate
-from revgrad.nn.layer import ReversibleLayer, State
+from revgrad.nn.layer import ReversibleLayer
 from revgrad.nn.tap import Tap
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from revgrad.autograd.layout import split_dense
+from revgrad.autograd.protocol import State
 from revgrad.errors import ReversibleError
-from revgrad.nn.layer import IsometricLayer, State
+from revgrad.nn.layer import IsometricLayer
 
 
 class _Skip(IsometricLayer):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from revgrad.autograd.layout import split_dense
-from revgrad.autograd.rewind import Gradients, Rewind
-from revgrad.nn.layer import ReversibleLayer, State
+from revgrad.autograd.protocol import Gradients, State
+from revgrad.autograd.rewind import Rewind
+from revgrad.nn.layer import ReversibleLayer
 
 
 class Tap(ReversibleLayer):

@@ -116,7 +116,7 @@ def test_any_composition(**composition):
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=2000, deadline=None)
 @drawn(max_layers=60)
 def test_any_deep_composition(**composition):
     check(**composition)

@@ -1,0 +1,94 @@
+"""The forward pass of a node: runs a part of a layer and remembers what its repetition needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+
+from revgrad.autograd.context import evaluating
+from revgrad.autograd.protocol import Layer, Part, State
+from revgrad.autograd.recompute import Evaluation, accelerators
+
+
+class SideInputs:
+    """Arguments of the sub-networks besides their stream: tensors among any other values."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.count = 0
+        self._spec: TreeSpec | None = None
+        if args or kwargs:
+            leaves, self._spec = tree_flatten((args, kwargs))
+            self.count = sum(isinstance(leaf, Tensor) for leaf in leaves)
+            self._constants = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
+
+    @staticmethod
+    def tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The tensors among the arguments. Nodes store them; this object must not hold them."""
+        if not args and not kwargs:
+            return []
+        return [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The positional and keyword arguments with `tensors` in the places of the tensors."""
+        if self._spec is None:
+            return (), {}
+        remaining = iter(tensors)
+        leaves = [next(remaining) if c is None else c[0] for c in self._constants]
+        args, kwargs = tree_unflatten(leaves, self._spec)
+        return args, kwargs
+
+
+class Record:
+    """What a node knows besides tensors: its part of a layer, and how its sub-networks ran.
+
+    Args:
+        layer: The layer.
+        part: The part of it that is the node.
+        side: Its side inputs.
+        streams: Its input streams.
+    """
+
+    def __init__(self, layer: Layer, part: Part, side: SideInputs, streams: State) -> None:
+        self.layer = layer
+        self.part = part
+        self.side = side
+        self.devices = accelerators(streams)
+        self.strides = [x.stride() for x in streams]
+        self.names: dict[str, int] = {}
+        self.evaluations: list[Evaluation] = []
+        self.whole: Evaluation | None = None
+
+    def collect_parameters(self) -> list[Tensor]:
+        """The parameters of the part, each once; `names` says at which places each stands."""
+        index: dict[int, int] = {}
+        parameters: list[Tensor] = []
+        for path, owner in self.part.module.named_modules():
+            for key, parameter in owner._parameters.items():
+                if parameter is None:
+                    continue
+                if id(parameter) not in index:
+                    index[id(parameter)] = len(parameters)
+                    parameters.append(parameter)
+                self.names[f"{path}.{key}" if path else key] = index[id(parameter)]
+        return parameters
+
+    def run_forward(self, *streams: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> State:
+        """Run the part for the first time, remembering the evaluations of its sub-networks."""
+        with evaluating(self):
+            if self.part.backward_step is not None:
+                return self.part.forward(*streams, *args, **kwargs)
+            # The generic step back repeats the layer as a whole.
+            self.whole = Evaluation(self.part.module, self.devices)
+            outputs: State = self.whole.first(self.part.forward, *streams, *args, **kwargs)
+            return outputs
+
+    def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Evaluate a sub-network, called by the layer."""
+        evaluation = Evaluation(module, self.devices)
+        with evaluating(None):
+            result = evaluation.first(module, *args, **kwargs)
+        self.evaluations.append(evaluation)
+        return result

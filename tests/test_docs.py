@@ -1,0 +1,63 @@
+"""The examples of the documentation run, and what they define is right."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from revgrad import ReversibleSequence
+from revgrad.benchmarks.reliability.cases import CASES
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").glob("*.md")))]
+
+
+def examples(page):
+    """The Python blocks of a page that are whole programs (others show an ellipsis)."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return [b for b in blocks if "..." not in b]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_examples_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in examples(page):
+        exec(block, names)
+
+
+@pytest.mark.parametrize("name", ["ScaledCoupling", "HalfCoupling"])
+def test_the_layers_of_the_documentation_have_right_gradients(name):
+    names: dict[str, object] = {}
+    for block in examples("docs/layers.md"):
+        exec(block, names)
+    torch.manual_seed(0)
+    layer = names[name]
+    subs = [nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Dropout(0.3)) for _ in range(3)]
+    net = ReversibleSequence([layer(sub) for sub in subs]).double()
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64, requires_grad=True)
+    results = []
+    for net.save_memory in (True, False):
+        torch.manual_seed(1)
+        net.zero_grad()
+        x.grad = None
+        net(x).pow(2).sum().backward()
+        results.append([x.grad, *(p.grad for p in net.parameters())])
+    for a, b in zip(*results, strict=True):
+        assert (a - b).abs().max() < 1e-10
+
+
+def test_the_reliability_page_has_every_case():
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    for case in CASES:
+        assert f"| {case.name} |" in text
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_between_pages_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (ROOT / page).parent.joinpath(target).exists(), target
