@@ -1,0 +1,55 @@
+"""Where a figure was measured: without it a figure is none."""
+
+import datetime
+import os
+import platform
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from revgrad.info import PEERS
+from revgrad.version import __version__
+
+Facts = dict[str, Any]
+
+
+def facts(device: str = "cpu") -> Facts:
+    """The machine, the moment and the versions, ready for JSON."""
+    found: Facts = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "cpu": cpu(),
+        "cores": os.cpu_count() or 1,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "load": [round(value, 2) for value in os.getloadavg()],
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "revgrad": __version__,
+        "peers": _peers(),
+    }
+    if torch.device(device).type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def cpu() -> str:
+    """The processor's name; Python knows only its architecture on Linux."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return name[1].strip() if name else platform.processor() or platform.machine()
+
+
+def _peers() -> dict[str, str]:
+    installed = {}
+    for name in PEERS:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return installed

@@ -1,0 +1,210 @@
+"""The same couplings run in every way there is: revgrad's, PyTorch's own, other libraries'.
+
+An adaptor takes pairs of sub-networks (f, g) and makes a module of them that maps x (N, C, ...) to
+an output of the same shape. On the two halves (x1, x2) of the channels each pair computes::
+
+    y1 = x1 + f(x2)
+    y2 = x2 + g(y1)
+
+All adaptors compute the same function with the very sub-networks they were given, so results and
+gradients can be compared. They use each library as its own documentation tells, and hide nothing of
+what it does: a difference is the library's.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+from revgrad import AdditiveCoupling, ReversibleSequence
+
+Couplings = Sequence[tuple[nn.Module, nn.Module]]
+Streams = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Adaptor:
+    """One way of running couplings.
+
+    Attributes:
+        wrap: Makes a module of pairs of sub-networks.
+        about: What it does, in a few words.
+        packages: The packages it needs besides torch.
+        on_cpu: What to know about its figures on a machine without CUDA.
+    """
+
+    wrap: Callable[[Couplings], nn.Module]
+    about: str
+    packages: tuple[str, ...] = ()
+    on_cpu: str = ""
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether an adaptor can run here; true or false by itself."""
+
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return not self.reason
+
+
+def available(name: str) -> Availability:
+    """Say whether the adaptor `name` can run on this machine, and if not, why and what to do."""
+    missing = [package for package in ADAPTORS[name].packages if find_spec(package) is None]
+    if missing:
+        return Availability(f"{', '.join(missing)} not installed; it comes with: make peers")
+    if name == "compiled" and not _compiler():
+        return Availability("torch.compile finds no C++ compiler; install g++ or set CXX")
+    return Availability()
+
+
+def _compiler() -> str | None:
+    candidates = filter(None, (os.environ.get("CXX"), "g++", "clang++"))
+    return next(filter(None, map(shutil.which, candidates)), None)
+
+
+# --- PyTorch's own ------------------------------------------------------------------------------
+
+
+def _couple(f: nn.Module, g: nn.Module, x1: Tensor, x2: Tensor) -> Streams:
+    y1 = x1 + f(x2)
+    return y1, x2 + g(y1)
+
+
+class _Streams(nn.Module):
+    """Splits once, runs each pair through `couple`, joins once: the best ordinary code.
+
+    Args:
+        couplings: Pairs of sub-networks.
+        couple: Called with f, g and the two streams.
+    """
+
+    def __init__(self, couplings: Couplings, couple: Callable[..., Streams] = _couple) -> None:
+        super().__init__()
+        self.sub_networks = nn.ModuleList(module for pair in couplings for module in pair)
+        self.couple = couple
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1, x2 = x.chunk(2, dim=1)
+        for f, g in zip(self.sub_networks[::2], self.sub_networks[1::2], strict=True):
+            x1, x2 = self.couple(f, g, x1, x2)
+        return torch.cat([x1, x2], dim=1)
+
+
+class _Offloaded(_Streams):
+    """Keeps what autograd saves in the memory of the CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with save_on_cpu(pin_memory=x.is_cuda):
+            return super().forward(x)
+
+
+def _plain(couplings: Couplings) -> nn.Module:
+    return _Streams(couplings)
+
+
+def _checkpoint(couplings: Couplings) -> nn.Module:
+    return _Streams(couplings, functools.partial(checkpoint, _couple, use_reentrant=False))
+
+
+def _checkpoint_selective(couplings: Couplings) -> nn.Module:
+    keep = functools.partial(
+        create_selective_checkpoint_contexts, [torch.ops.aten.convolution.default]
+    )
+    couple = functools.partial(checkpoint, _couple, use_reentrant=False, context_fn=keep)
+    return _Streams(couplings, couple)
+
+
+def _offload(couplings: Couplings) -> nn.Module:
+    return _Offloaded(couplings)
+
+
+def _compiled(couplings: Couplings) -> nn.Module:
+    return cast(nn.Module, torch.compile(_Streams(couplings), dynamic=False))
+
+
+# --- reversible libraries -----------------------------------------------------------------------
+
+
+def _revgrad(couplings: Couplings) -> nn.Module:
+    return ReversibleSequence(AdditiveCoupling(f, g) for f, g in couplings)
+
+
+def _memcnn(couplings: Couplings) -> nn.Module:
+    memcnn = import_module("memcnn")
+    return nn.Sequential(
+        *(memcnn.InvertibleModuleWrapper(memcnn.AdditiveCoupling(f, g)) for f, g in couplings)
+    )
+
+
+class _Iunets(nn.Module):
+    """The package's coupling in memcnn's wrapper, as its own networks have it.
+
+    Each takes one sub-network and swaps the streams. It has to be told where the channels are
+    split, which only the input shows.
+    """
+
+    def __init__(self, couplings: Couplings) -> None:
+        super().__init__()
+        coupling = import_module("iunets.layers").StandardAdditiveCoupling
+        wrapper = import_module("memcnn").InvertibleModuleWrapper
+        self._layers = [coupling(module, None) for pair in couplings for module in pair]
+        self.sequence = nn.Sequential(*map(wrapper, self._layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self._layers:
+            layer.channel_split_pos = x.shape[1] // 2
+        y: Tensor = self.sequence(x)
+        return y
+
+
+def _revtorch(couplings: Couplings) -> nn.Module:
+    revtorch = import_module("revtorch")
+    blocks = nn.ModuleList(revtorch.ReversibleBlock(f, g) for f, g in couplings)
+    sequence: nn.Module = revtorch.ReversibleSequence(blocks)
+    return sequence
+
+
+def _revlib(couplings: Couplings) -> nn.Module:
+    # It swaps the streams after each sub-network, so that two make one coupling.
+    sub_networks = (module for pair in couplings for module in pair)
+    sequence: nn.Module = import_module("revlib").ReversibleSequential(*sub_networks)
+    return sequence
+
+
+ADAPTORS: Mapping[str, Adaptor] = {
+    "plain": Adaptor(_plain, "ordinary autograd, streams split once"),
+    "revgrad": Adaptor(_revgrad, "ReversibleSequence of AdditiveCoupling"),
+    "checkpoint": Adaptor(_checkpoint, "torch.utils.checkpoint around each coupling"),
+    "checkpoint-selective": Adaptor(
+        _checkpoint_selective, "the same, but the convolutions' outputs are kept"
+    ),
+    "offload": Adaptor(
+        _offload,
+        "save_on_cpu around plain",
+        on_cpu="there is nowhere to offload to: the figures are plain's; it needs CUDA",
+    ),
+    "compiled": Adaptor(
+        _compiled,
+        "torch.compile of plain, for one shape at a time",
+        on_cpu="the growth of its process includes what the compiler leaves behind",
+    ),
+    "memcnn": Adaptor(_memcnn, "memcnn's wrapper around its AdditiveCoupling", ("memcnn",)),
+    "iunets": Adaptor(
+        _Iunets, "memcnn's wrapper around iunets' additive coupling", ("iunets", "memcnn")
+    ),
+    "revtorch": Adaptor(_revtorch, "ReversibleSequence of ReversibleBlock", ("revtorch",)),
+    "revlib": Adaptor(_revlib, "ReversibleSequential", ("revlib",)),
+}

@@ -1,0 +1,87 @@
+"""Pictures of measurements. Needs matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from revgrad.benchmarks.peers import ADAPTORS
+from revgrad.optional import optional_import
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from revgrad.benchmarks.sequence.run import Row
+    from revgrad.benchmarks.sequence.settings import Settings
+
+_OURS = "#0b5c9e"
+# One for each of the others, in the order of the table of adaptors.
+_OTHERS = (
+    "#222222", "#d55e00", "#e69f00", "#999999", "#8c6d31", "#009e73", "#7fbf3f", "#cc79a7",
+    "#9467bd",
+)  # fmt: skip
+
+
+def memory_and_time(settings: Settings, rows: Sequence[Row]) -> Figure:
+    """Memory against depth, and the deepest sequence's time against plain training.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure: Figure = optional_import("matplotlib.figure", "bench").Figure(
+        figsize=(11, 4.2), layout="constrained"
+    )
+    memory, time = figure.subplots(1, 2, width_ratios=(3, 2))
+    _memory(memory, settings, rows)
+    _time(time, rows)
+    for axes in (memory, time):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _memory(axes: Axes, settings: Settings, rows: Sequence[Row]) -> None:
+    """A line for each variant."""
+    for variant in ADAPTORS:
+        heights = {r.depth: r.above for r in rows if r.variant == variant and r.above is not None}
+        if heights:
+            axes.plot(
+                list(heights),
+                list(heights.values()),
+                "o-",
+                label=variant,
+                color=_color(variant),
+                linewidth=3 if variant == "revgrad" else 1.5,
+            )
+    unit = settings.activation / 2**20
+    axes.set(
+        title=f"Peak memory above parameters and gradients, A = {unit:g} MiB",
+        xlabel="depth (sub-networks)",
+        ylabel="A (one full activation)",
+        ylim=(0, None),
+    )
+    axes.set_xticks(sorted({row.depth for row in rows}))
+    if axes.lines:
+        axes.legend(frameon=False, ncols=2)
+
+
+def _time(axes: Axes, rows: Sequence[Row]) -> None:
+    """A bar for each variant."""
+    deepest = max(row.depth for row in rows)
+    ratios = {
+        row.variant: row.time["wall_ratio"]
+        for row in rows
+        if row.depth == deepest and row.time is not None and "wall_ratio" in row.time
+    }
+    names = list(reversed(ratios))
+    bars = axes.barh(names, [ratios[name] for name in names], color=list(map(_color, names)))
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.axvline(1, color="0.7", linewidth=1, zorder=0)
+    axes.set_title(f"Time of a step against plain, depth {deepest}")
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+
+
+def _color(variant: str) -> str:
+    others = [name for name in ADAPTORS if name != "revgrad"]
+    return _OURS if variant == "revgrad" else _OTHERS[others.index(variant)]

@@ -1,0 +1,9 @@
+"""What a reversible sequence saves and costs: `revgrad bench sequence`.
+
+Memory of one training step is measured in a fresh process for each variant and depth, time in one
+process in which all variants take turns.
+"""
+
+from .command import add_arguments, main
+
+__all__ = ["add_arguments", "main"]

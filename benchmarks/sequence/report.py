@@ -1,0 +1,167 @@
+"""Tables of a run, and its files: JSON, Markdown and, with matplotlib, a picture."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from revgrad.benchmarks import machine
+from revgrad.benchmarks.peers import ADAPTORS
+from revgrad.benchmarks.sequence.run import BASE, Row
+from revgrad.benchmarks.sequence.settings import Plan, Settings
+from revgrad.optional import MissingExtraError
+
+_MIB = 2**20
+_STATUS = {"missing": "not installed", "failed": "failed"}
+_CATEGORIES = ("parameters", "gradients", "kept_for_backward", "workspace", "scratch", "other")
+
+
+def tables(plan: Plan, rows: Sequence[Row]) -> str:
+    """All tables in Markdown, aligned for the eye."""
+    activation = plan.settings.activation / _MIB
+    sections = {
+        f"Peak memory in MiB, and in A = {activation:g} MiB (one full activation) above parameters "
+        "and gradients, by depth": _by_depth(plan, rows, _peak),
+        f"Time of a step against {BASE}, wall clock (processor), by depth": _by_depth(
+            plan, rows, _ratio
+        ),
+        "Time of a step in ms, wall clock, by depth": _by_depth(plan, rows, _milliseconds),
+        "Growth of the process in its first step in MiB, by depth": _by_depth(
+            plan, rows, _resident
+        ),
+        f"At the peak of depth {plan.depths[-1]}, in MiB": _anatomy(plan, rows),
+    }
+    parts = [text for title, table in sections.items() for text in (title + ":", table)]
+    notes = "\n".join(f"- {note}" for note in _notes(plan, rows))
+    return "\n\n".join([*parts, notes])
+
+
+def write(plan: Plan, rows: Sequence[Row], facts: machine.Facts, folder: Path) -> Path:
+    """Write the files into a folder, and return the Markdown page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / f"{_name(plan.settings, facts)}.md"
+    record = {
+        "what": "sequence",
+        "machine": facts,
+        "plan": asdict(plan),
+        "activation": plan.settings.activation,
+        "rows": [asdict(row) for row in rows],
+    }
+    page.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    picture = _draw(plan, rows, page.with_suffix(".png"))
+    page.write_text(_page(plan, rows, facts, picture), encoding="utf-8")
+    return page
+
+
+def _page(plan: Plan, rows: Sequence[Row], facts: machine.Facts, picture: bool) -> str:
+    configuration = {**asdict(plan.settings), "depths": plan.depths, "rounds": plan.repeats}
+    parts = [
+        "# A reversible sequence in memory and time",
+        _introduction(plan.settings),
+        *([f"![Memory and time]({_name(plan.settings, facts)}.png)"] if picture else []),
+        tables(plan, rows),
+        "Configuration and machine:",
+        _table(("", ""), [*configuration.items(), *facts.items()]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _introduction(settings: Settings) -> str:
+    return (
+        f"Sub-networks of a {settings.spatial_dims}D convolution 3, instance norm and leaky ReLU "
+        "in additive couplings; depth is their number. A step is a forward and a backward pass "
+        "without an optimizer. Its caller holds the input, the output and the output's gradient "
+        "(3 A). Memory is that of PyTorch's tensors; each figure comes from a fresh process. Times "
+        "come from one process in which the variants take turns; a ratio is the median over the "
+        "rounds of the ratio within a round."
+    )
+
+
+def _by_depth(plan: Plan, rows: Sequence[Row], text: Callable[[Row], str]) -> str:
+    """A table with a line for each variant and a column for each depth."""
+    cells = {(row.variant, row.depth): _STATUS.get(row.status) or text(row) for row in rows}
+    lines = [
+        (variant, *(cells[variant, depth] for depth in plan.depths)) for variant in plan.variants
+    ]
+    return _table(("variant", *plan.depths), lines)
+
+
+def _peak(row: Row) -> str:
+    return "" if row.memory is None else f"{row.memory['peak'] / _MIB:.1f} ({row.above:.2f} A)"
+
+
+def _ratio(row: Row) -> str:
+    if row.time is None or "wall_ratio" not in row.time:
+        return "-"
+    return f"{row.time['wall_ratio']:.2f} ({row.time['cpu_ratio']:.2f})"
+
+
+def _milliseconds(row: Row) -> str:
+    return "-" if row.time is None else f"{1000 * row.time['wall']:.1f}"
+
+
+def _resident(row: Row) -> str:
+    return "-" if row.resident is None else f"{row.resident / _MIB:.0f}"
+
+
+def _anatomy(plan: Plan, rows: Sequence[Row]) -> str:
+    """What the peak of the deepest sequence is made of, and how often sub-networks ran."""
+    lines = [
+        (row.variant, *(f"{row.memory[name] / _MIB:.2f}" for name in _CATEGORIES), _count(row))
+        for row in rows
+        if row.depth == plan.depths[-1] and row.memory is not None
+    ]
+    heads = (name.replace("_", " ") for name in _CATEGORIES)
+    return _table(("variant", *heads, "evaluations"), lines)
+
+
+def _count(row: Row) -> str:
+    return "-" if row.evaluations is None else f"{row.evaluations:g}"
+
+
+def _notes(plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
+    """Once each: what the variants are, and why figures are missing."""
+    for variant in plan.variants:
+        adaptor = ADAPTORS[variant]
+        remark = f"; {adaptor.on_cpu}" if adaptor.on_cpu and plan.settings.device == "cpu" else ""
+        yield f"{variant}: {adaptor.about}{remark}"
+    reasons = dict.fromkeys((row.variant, row.status, row.reason) for row in rows if row.reason)
+    for variant, status, reason in reasons:
+        prefix = "failed, " if status == "failed" else ""
+        yield f"{variant}: {prefix}{reason}"
+
+
+def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    cells = [[str(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells)
+
+
+def _name(settings: Settings, facts: machine.Facts) -> str:
+    """Names the run by its date, what sets it apart, and the processor or GPU."""
+    parts = [
+        str(facts["date"])[:10],
+        "sequence",
+        *(["3d"] if settings.spatial_dims == 3 else []),
+        *([settings.dtype] if settings.dtype != "float32" else []),
+        *(["channels-last"] if settings.channels_last else []),
+        re.sub(r"\W+", "-", str(facts.get("gpu", facts["cpu"])).lower()).strip("-"),
+        f"{settings.threads}-thread{'s' if settings.threads > 1 else ''}",
+    ]
+    return "-".join(parts)
+
+
+def _draw(plan: Plan, rows: Sequence[Row], path: Path) -> bool:
+    """Draw the picture if matplotlib is there; else say how to get it."""
+    from revgrad.benchmarks import plot
+
+    try:
+        plot.memory_and_time(plan.settings, rows).savefig(path, dpi=120)
+    except MissingExtraError as error:
+        print(f"No picture: {error}")
+        return False
+    return True

@@ -1,0 +1,112 @@
+"""A whole run: every variant at every depth, in memory and in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from revgrad.benchmarks.peers import available
+from revgrad.benchmarks.sequence.process import TaskError, run_task
+from revgrad.benchmarks.sequence.settings import Plan
+
+BASE = "plain"  # what the others' times are compared with
+
+Show = Callable[[str], None]
+
+
+@dataclass
+class Row:
+    """What was found out about one variant at one depth.
+
+    Attributes:
+        variant: Name of the adaptor.
+        depth: Number of sub-networks.
+        status: "measured", "missing" (not installed) or "failed".
+        reason: Why it was not measured.
+        memory: A `MemoryReport` as a dictionary, in bytes.
+        above: Bytes at the peak besides parameters and gradients, in activations.
+        resident: By how many bytes the process grew in its first step.
+        evaluations: How often a step ran each sub-network; None if that could not be counted.
+        time: Medians in seconds, ratios to plain, and all rounds.
+    """
+
+    variant: str
+    depth: int
+    status: str = "measured"
+    reason: str = ""
+    memory: dict[str, Any] | None = None
+    above: float | None = None
+    resident: int | None = None
+    evaluations: float | None = None
+    time: dict[str, Any] | None = None
+
+
+def number_of_steps(plan: Plan) -> int:
+    """How often `run` reports progress."""
+    return len(plan.depths) * (len(plan.variants) + plan.repeats)
+
+
+def run(plan: Plan, show: Show) -> list[Row]:
+    """Measure everything; `show` is told after each step what it was."""
+    rows = []
+    for depth in plan.depths:
+        found = [_memory_row(plan, depth, variant, show) for variant in plan.variants]
+        _add_times(plan, depth, [row for row in found if row.status == "measured"], show)
+        rows += found
+    return rows
+
+
+def _memory_row(plan: Plan, depth: int, variant: str, show: Show) -> Row:
+    row = Row(variant, depth)
+    state = available(variant)
+    if not state:
+        row.status, row.reason = "missing", state.reason
+    else:
+        try:
+            found = run_task("memory", plan.settings, depth=depth, variant=variant)
+        except TaskError as error:
+            row.status, row.reason = "failed", str(error)
+        else:
+            row.memory, row.resident = found["memory"], found["resident"]
+            row.evaluations = found["evaluations"]
+            row.above = _above(found["memory"], plan.settings.activation)
+    show(f"memory, depth {depth}, {variant}: {row.status}")
+    return row
+
+
+def _above(memory: dict[str, Any], activation: int) -> float:
+    return float(memory["peak"] - memory["parameters"] - memory["gradients"]) / activation
+
+
+def _add_times(plan: Plan, depth: int, rows: Sequence[Row], show: Show) -> None:
+    names = [row.variant for row in rows]
+    try:
+        rounds = run_task(
+            "timing",
+            plan.settings,
+            on_round=lambda: show(f"time, depth {depth}, a round of {len(names)} variants"),
+            depth=depth,
+            variants=names,
+            repeats=plan.repeats,
+        )
+    except TaskError as error:
+        for row in rows:
+            row.reason = f"time was not measured: {error}"
+        return
+    for row in rows:
+        row.time = summary(row.variant, rounds)
+
+
+def summary(variant: str, rounds: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """Medians over the rounds. Ratios are taken within a round, so that slow drift cancels."""
+    time: dict[str, Any] = {}
+    for clock in ("wall", "cpu"):
+        seconds = [one[clock][variant] for one in rounds]
+        time[clock] = median(seconds)
+        time[f"{clock}_rounds"] = seconds
+        if BASE in rounds[0][clock]:
+            ratios = (one[clock][variant] / one[clock][BASE] for one in rounds)
+            time[f"{clock}_ratio"] = median(ratios)
+    return time
