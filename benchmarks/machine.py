@@ -23,7 +23,7 @@ def facts(device: str = "cpu") -> Facts:
         "cpu": cpu(),
         "cores": os.cpu_count() or 1,
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "load": [round(value, 2) for value in os.getloadavg()],
+        "load": load(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -33,6 +33,11 @@ def facts(device: str = "cpu") -> Facts:
     if torch.device(device).type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
+
+
+def load() -> list[float]:
+    """How many processes wanted the processor in the last 1, 5 and 15 minutes."""
+    return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else []
 
 
 def cpu() -> str:

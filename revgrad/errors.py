@@ -21,10 +21,13 @@ class ReversibleError(RuntimeError):
 
 
 def locate(error: BaseException, where: str) -> None:
-    """Name the layer on an error that is passing through, without changing the error's type."""
+    """Name the layer on an error that is passing through, without changing the error's type.
+
+    An error from a sequence inside a sub-network gets the places of both, the outer one first.
+    """
     if isinstance(error, ReversibleError):
-        error.where = error.where or where
-    elif isinstance(error, Exception) and note(where) not in getattr(error, "__notes__", ()):
+        error.where = where if error.where is None else f"{where}, {error.where}"
+    elif isinstance(error, Exception):
         error.add_note(note(where))
 
 

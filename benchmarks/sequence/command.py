@@ -49,10 +49,11 @@ def main(args: argparse.Namespace) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("revgrad: this PyTorch finds no CUDA device")
     plan = plan_of(args)
-    facts = machine.facts(args.device)  # before the run: the load is that of others
+    facts = machine.facts(args.device)  # before the run: so the load is that of others
     progress = Progress(number_of_steps(plan))
     rows = run(plan, progress.step)
     progress.close()
+    facts["load_after"] = machine.load()
     page = report.write(plan, rows, facts, args.output)
     print(f"\n{report.tables(plan, rows)}\n\nThe whole report: {page}")
     return 0

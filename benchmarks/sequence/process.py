@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import IO, Any
 
@@ -22,16 +22,21 @@ class TaskError(Exception):
 
 
 def run_task(
-    task: str, settings: Settings, on_round: Callable[[], None] = lambda: None, **arguments: Any
+    task: str,
+    settings: Settings,
+    on_round: Callable[[], None] = lambda: None,
+    environment: Mapping[str, str] | None = None,
+    **arguments: Any,
 ) -> Any:
-    """Run `memory` or `timing` of the module `tasks` in a new process.
+    """Run a function of the module `tasks` in a new process.
 
     The task goes in as JSON, and JSON lines come back: one for each round, one with the result.
 
     Args:
-        task: "memory" or "timing".
+        task: "memory", "growth" or "timing".
         settings: What is measured.
         on_round: Called after every round of a timing.
+        environment: Variables for the new process.
         **arguments: Further arguments of the task.
 
     Returns:
@@ -45,7 +50,7 @@ def run_task(
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", _WORKER, request],
-            env={**os.environ, "OMP_NUM_THREADS": str(settings.threads)},
+            env=os.environ | {"OMP_NUM_THREADS": str(settings.threads)} | dict(environment or {}),
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

@@ -29,8 +29,9 @@ def tables(plan: Plan, rows: Sequence[Row]) -> str:
             plan, rows, _ratio
         ),
         "Time of a step in ms, wall clock, by depth": _by_depth(plan, rows, _milliseconds),
-        "Growth of the process in its first step in MiB, by depth": _by_depth(
-            plan, rows, _resident
+        "Growth of the process in its first step in MiB, by depth; in brackets with the C "
+        "library's allocator as it is, whose heap breaks into pieces": _by_depth(
+            plan, rows, _growth
         ),
         f"At the peak of depth {plan.depths[-1]}, in MiB": _anatomy(plan, rows),
     }
@@ -103,8 +104,10 @@ def _milliseconds(row: Row) -> str:
     return "-" if row.time is None else f"{1000 * row.time['wall']:.1f}"
 
 
-def _resident(row: Row) -> str:
-    return "-" if row.resident is None else f"{row.resident / _MIB:.0f}"
+def _growth(row: Row) -> str:
+    if row.unbroken_growth is None or row.growth is None:
+        return "-"
+    return f"{row.unbroken_growth / _MIB:.0f} ({row.growth / _MIB:.0f})"
 
 
 def _anatomy(plan: Plan, rows: Sequence[Row]) -> str:

@@ -9,9 +9,13 @@ from typing import Any
 
 from revgrad.benchmarks.peers import available
 from revgrad.benchmarks.sequence.process import TaskError, run_task
-from revgrad.benchmarks.sequence.settings import Plan
+from revgrad.benchmarks.sequence.settings import Plan, Settings
 
 BASE = "plain"  # what the others' times are compared with
+
+# glibc's allocator raises this threshold as it goes, and then large blocks share a heap with small
+# ones, which breaks it into pieces. Held at its first value, each large block is mapped by itself.
+UNBROKEN = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 
 Show = Callable[[str], None]
 
@@ -27,7 +31,8 @@ class Row:
         reason: Why it was not measured.
         memory: A `MemoryReport` as a dictionary, in bytes.
         above: Bytes at the peak besides parameters and gradients, in activations.
-        resident: By how many bytes the process grew in its first step.
+        growth: By how many bytes the process grew in its first step.
+        unbroken_growth: The same with an allocator whose heap can't break into pieces.
         evaluations: How often a step ran each sub-network; None if that could not be counted.
         time: Medians in seconds, ratios to plain, and all rounds.
     """
@@ -38,7 +43,8 @@ class Row:
     reason: str = ""
     memory: dict[str, Any] | None = None
     above: float | None = None
-    resident: int | None = None
+    growth: int | None = None
+    unbroken_growth: int | None = None
     evaluations: float | None = None
     time: dict[str, Any] | None = None
 
@@ -65,15 +71,22 @@ def _memory_row(plan: Plan, depth: int, variant: str, show: Show) -> Row:
         row.status, row.reason = "missing", state.reason
     else:
         try:
-            found = run_task("memory", plan.settings, depth=depth, variant=variant)
+            _add_memory(row, plan.settings)
         except TaskError as error:
             row.status, row.reason = "failed", str(error)
-        else:
-            row.memory, row.resident = found["memory"], found["resident"]
-            row.evaluations = found["evaluations"]
-            row.above = _above(found["memory"], plan.settings.activation)
     show(f"memory, depth {depth}, {variant}: {row.status}")
     return row
+
+
+def _add_memory(row: Row, settings: Settings) -> None:
+    depth, variant = row.depth, row.variant
+    found = run_task("memory", settings, depth=depth, variant=variant)
+    row.unbroken_growth = run_task(
+        "growth", settings, environment=UNBROKEN, depth=depth, variant=variant
+    )
+    row.memory, row.growth = found["memory"], found["growth"]
+    row.evaluations = found["evaluations"]
+    row.above = _above(found["memory"], settings.activation)
 
 
 def _above(memory: dict[str, Any], activation: int) -> float:

@@ -23,6 +23,21 @@ from revgrad.memory import measure
 
 def memory(settings: Settings, depth: int, variant: str) -> dict[str, Any]:
     """Peak memory of a step, growth of the process, and how often each sub-network ran."""
+    pairs, step, growth = _first_step(settings, depth, variant)
+    report = measure(step, step.module, device=settings.device, warmup=0)
+    return {
+        "memory": report.as_dict(),
+        "growth": growth,
+        "evaluations": _evaluations(step, pairs),
+    }
+
+
+def growth(settings: Settings, depth: int, variant: str) -> int | None:
+    """By how many bytes the process grew in its first step, or None if that is not known."""
+    return _first_step(settings, depth, variant)[2]
+
+
+def _first_step(settings: Settings, depth: int, variant: str) -> tuple[Couplings, Step, int | None]:
     # Libraries that load in the first step of all shall not count as growth.
     tiny = replace(settings, channels=4, size=4, batch=1)
     Step(variant, couplings(tiny, 2), tiny)()
@@ -32,12 +47,7 @@ def memory(settings: Settings, depth: int, variant: str) -> dict[str, Any]:
     before = _peak_resident()
     step()
     after = _peak_resident()
-    report = measure(step, step.module, device=settings.device, warmup=0)
-    return {
-        "memory": report.as_dict(),
-        "resident": None if before is None or after is None else after - before,
-        "evaluations": _evaluations(step, pairs),
-    }
+    return pairs, step, None if before is None or after is None else after - before
 
 
 def timing(

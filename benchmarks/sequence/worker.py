@@ -33,8 +33,9 @@ def perform(request: dict[str, Any], on_round: Callable[[], None]) -> Any:
     """Run the task with its arguments."""
     settings = Settings(**request["settings"])
     torch.set_num_threads(settings.threads)
-    if request["task"] == "memory":
-        return tasks.memory(settings, **request["arguments"])
+    if request["task"] != "timing":
+        task = {"memory": tasks.memory, "growth": tasks.growth}[request["task"]]
+        return task(settings, **request["arguments"])
     rounds = []
     for seconds in tasks.timing(settings, **request["arguments"]):
         rounds.append(seconds)

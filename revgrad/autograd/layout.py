@@ -53,3 +53,16 @@ def laid_out(tensor: Tensor, strides: Sequence[int], *, copy: bool = False) -> T
 def alias(tensor: Tensor) -> Tensor:
     """Another tensor on the same memory, with the same strides (`view_as` may choose others)."""
     return torch.ops.aten.alias(tensor)
+
+
+def is_shared(tensor: Tensor) -> bool:
+    """Whether another tensor lives on the same memory, so that writing into it would be seen."""
+    return _uses(tensor) > _USES_OF_ONE
+
+
+def _uses(tensor: Tensor) -> int:
+    uses: int = torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+    return uses
+
+
+_USES_OF_ONE = _uses(torch.empty(1))

@@ -12,11 +12,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils import parametrize
+
+from revgrad.errors import ReversibleError
 
 _local = threading.local()
 
@@ -60,22 +64,29 @@ class RandomState:
     __slots__ = ("cpu", "devices", "python")
 
     def __init__(self, devices: Iterable[torch.device]) -> None:
-        self.cpu = torch.get_rng_state()
-        self.python = random.getstate()
+        self.cpu: Tensor | None = torch.get_rng_state()
+        self.python: Any = random.getstate()
         self.devices = {d: torch.get_device_module(d.type).get_rng_state(d) for d in devices}
 
-    def same_as(self, other: RandomState) -> bool:
-        """Whether no number was drawn between the two."""
-        return (
-            torch.equal(self.cpu, other.cpu)
-            and self.python == other.python
-            and all(torch.equal(state, other.devices[d]) for d, state in self.devices.items())
-        )
+    def drawn_until(self, now: RandomState) -> RandomState | None:
+        """This state without the generators that drew nothing since; None if none did."""
+        assert self.cpu is not None and now.cpu is not None
+        if torch.equal(self.cpu, now.cpu):
+            self.cpu = None
+        if self.python == now.python:
+            self.python = None
+        same = [d for d, state in self.devices.items() if torch.equal(state, now.devices[d])]
+        for d in same:
+            del self.devices[d]
+        drawn = self.cpu is not None or self.python is not None or self.devices
+        return self if drawn else None
 
     def restore(self) -> None:
         """Make the generators continue from here."""
-        torch.set_rng_state(self.cpu)
-        random.setstate(self.python)
+        if self.cpu is not None:
+            torch.set_rng_state(self.cpu)
+        if self.python is not None:
+            random.setstate(self.python)
         for device, state in self.devices.items():
             torch.get_device_module(device.type).set_rng_state(state, device)
 
@@ -145,6 +156,11 @@ class Buffers:
                 if buffer is None:
                     continue
                 name = f"{path}.{key}" if path else key
+                if buffer.requires_grad:
+                    raise ReversibleError(
+                        f"buffer '{name}' of a sub-network requires a gradient, which would be "
+                        "lost; register it as a parameter"
+                    )
                 copy = buffer.detach().clone()
                 if buffer.numel() <= SMALL_BUFFER or isinstance(owner, _NormBase):
                     self.copies[name] = copy
@@ -163,8 +179,6 @@ class Buffers:
 
     def values(self) -> dict[str, Tensor]:
         """Fresh tensors with the values from before the evaluation, by name."""
-        from revgrad.errors import ReversibleError
-
         for name, (buffer, before, _) in self.references.items():
             if version(buffer) != before:
                 raise ReversibleError(
@@ -203,11 +217,10 @@ class Evaluation:
         guard: AbstractContextManager[None] = nullcontext()
         if self.autocast.enabled:
             guard = self.autocast.restored()
-        with guard:
+        with guard, _without_shortcuts(self.module):
             result = call(*args, **kwargs)
         assert self.random is not None and self.buffers is not None
-        if self.random.same_as(RandomState(self.random.devices)):
-            self.random = None
+        self.random = self.random.drawn_until(RandomState(self.random.devices))
         self.buffers.settle(self.module)
         if not self.buffers.copies and not self.buffers.references:
             self.buffers = None
@@ -217,6 +230,7 @@ class Evaluation:
         """Evaluate `call` as it was evaluated the first time."""
         with ExitStack() as stack:
             stack.enter_context(recomputing())
+            stack.enter_context(_without_shortcuts(self.module))
             if not self.autocast.is_off():
                 stack.enter_context(self.autocast.restored())
             if self.training != [m.training for m in self.module.modules()]:
@@ -230,14 +244,50 @@ class Evaluation:
 
 @contextmanager
 def _training_modes(module: nn.Module, modes: list[bool]) -> Iterator[None]:
-    changed = [m for m, mode in zip(module.modules(), modes, strict=True) if m.training != mode]
-    for m in changed:
-        m.training = not m.training
+    present = [(m, m.training) for m in module.modules()]
+    for (m, _), mode in zip(present, modes, strict=True):
+        m.training = mode
     try:
         yield
     finally:
-        for m in changed:
-            m.training = not m.training
+        for m, mode in present:
+            m.training = mode
+
+
+@contextmanager
+def _without_shortcuts(module: nn.Module) -> Iterator[None]:
+    """Switch off what makes a result depend on whether gradients are recorded.
+
+    The first evaluation records none and the second does. Multi-head attention has a fast path
+    without gradients that treats padding otherwise; the cache of parametrisations would hand
+    weights without gradient from the first to the second.
+    """
+    cached = parametrize._cache_enabled
+    fast = torch.backends.mha.get_fastpath_enabled() and any(
+        isinstance(m, nn.MultiheadAttention) for m in module.modules()
+    )
+    if cached:
+        parametrize._cache_enabled = 0
+    if fast:
+        torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        if cached:
+            parametrize._cache_enabled = cached
+        if fast:
+            torch.backends.mha.set_fastpath_enabled(True)
+
+
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+
+
+def lock_of(module: nn.Module) -> threading.RLock:
+    """The lock to hold while a module is evaluated or has its parameters replaced.
+
+    A second thread that uses the same module would otherwise meet the replacements.
+    """
+    return _locks.setdefault(module, threading.RLock())
 
 
 class _Stage(nn.Module):

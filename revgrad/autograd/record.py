@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from revgrad.autograd.context import evaluating
 from revgrad.autograd.protocol import Layer, Part, State
 from revgrad.autograd.recompute import Evaluation, accelerators
+from revgrad.errors import ReversibleError
 
 
 class SideInputs:
@@ -69,6 +71,11 @@ class Record:
             for key, parameter in owner._parameters.items():
                 if parameter is None:
                     continue
+                if isinstance(parameter, UninitializedParameter):
+                    raise ReversibleError(
+                        f"parameter '{key}' of {type(owner).__name__} has no shape yet; run the "
+                        "network once under torch.no_grad() to initialise its lazy modules"
+                    )
                 if id(parameter) not in index:
                     index[id(parameter)] = len(parameters)
                     parameters.append(parameter)
@@ -79,11 +86,11 @@ class Record:
         """Run the part for the first time, remembering the evaluations of its sub-networks."""
         with evaluating(self):
             if self.part.backward_step is not None:
-                return self.part.forward(*streams, *args, **kwargs)
-            # The generic step back repeats the layer as a whole.
-            self.whole = Evaluation(self.part.module, self.devices)
-            outputs: State = self.whole.first(self.part.forward, *streams, *args, **kwargs)
-            return outputs
+                outputs = self.part.forward(*streams, *args, **kwargs)
+            else:  # the generic step back repeats the layer as a whole
+                self.whole = Evaluation(self.part.module, self.devices)
+                outputs = self.whole.first(self.part.forward, *streams, *args, **kwargs)
+        return check_streams(outputs, self.layer.num_outputs)
 
     def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Evaluate a sub-network, called by the layer."""
@@ -92,3 +99,14 @@ class Record:
             result = evaluation.first(module, *args, **kwargs)
         self.evaluations.append(evaluation)
         return result
+
+
+def check_streams(outputs: object, count: int) -> State:
+    """What a layer returned, if it is a tuple of at least `count` tensors."""
+    found = tuple(outputs) if isinstance(outputs, tuple | list) else ()
+    if len(found) >= count and all(isinstance(t, Tensor) for t in found):
+        return found
+    raise ReversibleError(
+        f"the layer returned {type(outputs).__name__}; forward and inverse must return a tuple of "
+        f"tensors, one for each stream (here {count})"
+    )

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from revgrad.autograd.context import calling
-from revgrad.autograd.layout import alias, laid_out
+from revgrad.autograd.layout import alias, dense, dense_format, laid_out
 from revgrad.autograd.protocol import Gradients, Layer, State
-from revgrad.autograd.recompute import version
+from revgrad.autograd.recompute import lock_of, version
 from revgrad.autograd.record import Record, SideInputs
 from revgrad.autograd.rewind import Rewind
 from revgrad.errors import ReversibleError, locate
+
+Identities = list[tuple[int, int]]
 
 
 class Tape:
@@ -82,7 +84,7 @@ class Tape:
         streams, rest = state[: layer.num_inputs], state[layer.num_inputs :]
         with calling(layer, run):
             outputs = layer(*streams, *args, **kwargs)
-        run.check_hooks(streams, outputs)
+        run.check(streams, outputs)
         count = layer.num_outputs
         return outputs[:count] + rest, outputs[count:]
 
@@ -100,6 +102,8 @@ class _LayerRun:
         self.layer = layer
         self.where = where
         self.anchor = anchor
+        self.inputs: Identities | None = None
+        self.outputs: Identities | None = None
 
     def enter(
         self, forward: Callable[..., State], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -108,25 +112,42 @@ class _LayerRun:
         count = self.layer.num_inputs
         streams, args = args[:count], args[count:]
         side, side_tensors = SideInputs(args, kwargs), SideInputs.tensors(args, kwargs)
-        self.inputs = _identities(streams)
+        self.inputs = identities(streams)
         parts = self.layer.parts(forward)
         for part in parts:
             record = Record(self.layer, part, side, streams)
             anchor = self.anchor and part is parts[-1]
             node = _Node(self.tape, self.tape.append(), self.where, record, anchor)
-            inputs = (*streams, *side_tensors, *record.collect_parameters())
-            streams = _Step.apply(node, len(streams), *inputs)
-        self.outputs = _identities(streams)
+            with lock_of(part.module):
+                inputs = (*streams, *side_tensors, *record.collect_parameters())
+                streams = _Step.apply(node, len(streams), *inputs)
+        self.outputs = identities(streams)
         outputs: State = streams
         return outputs
 
-    def check_hooks(self, streams: State, outputs: object) -> None:
+    def check(self, streams: State, outputs: object) -> None:
         """Refuse hooks on the layer that changed its streams: they can't be computed back."""
-        if _identities(streams) != self.inputs or _identities(outputs) != self.outputs:
+        if self.inputs is None:
             raise ReversibleError(
-                "a forward hook changed the input or the output of this reversible layer, which "
-                "can then not be computed back; put the change into a sub-network or a layer"
+                "the layer's forward was replaced on the object itself, so the sequence can't "
+                "record it; define forward in the class"
             )
+        expect_unchanged(streams, self.inputs, "input of this reversible layer")
+        expect_unchanged(outputs, self.outputs, "output of this reversible layer")
+
+
+def expect_unchanged(tensors: object, before: Identities | None, what: str) -> None:
+    """Raise if tensors are not the ones, or not as, `identities` found them."""
+    if identities(tensors) != before:
+        raise ReversibleError(
+            f"a forward hook changed the {what}, which can then not be computed back; put the "
+            "change into a sub-network or a layer"
+        )
+
+
+def identities(tensors: object) -> Identities:
+    """What shows whether tensors were replaced or written into."""
+    return [(t.data_ptr(), version(t)) for t in tensors if isinstance(t, Tensor)]  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -143,10 +164,6 @@ class _Node:
 def _aliases(tensors: State) -> State:
     """For results of a node, which autograd would pass through `view_as` if they are its inputs."""
     return tuple(map(alias, tensors))
-
-
-def _identities(tensors: object) -> list[tuple[int, int]]:
-    return [(t.data_ptr(), version(t)) for t in tensors if isinstance(t, Tensor)]  # type: ignore[attr-defined]
 
 
 class _Step(torch.autograd.Function):
@@ -190,7 +207,8 @@ def _step_back(ctx: Any, node: _Node, grads: Gradients) -> Gradients:
     needs = ctx.needs_input_grad[2:]
     needs_streams, needs_others = needs[: ctx.count], needs[ctx.count :]
     rewind = Rewind(record, others, needs_others)
-    inputs, input_grads = rewind.run(streams, grads)
+    with lock_of(record.part.module):
+        inputs, input_grads = rewind.run(streams, grads)
     if node.boundary > 1 and any(needs_streams):
         # As the layer before gave it, so that its sub-networks see the same strides again.
         before = (laid_out(x, strides) for x, strides in zip(inputs, record.strides, strict=True))
@@ -201,22 +219,24 @@ def _step_back(ctx: Any, node: _Node, grads: Gradients) -> Gradients:
 
 def _unpack(ctx: Any) -> tuple[State, State]:
     """The side tensors and parameters, and the stored outputs of an anchor."""
-    try:
-        saved = ctx.saved_tensors
-    except RuntimeError as error:
-        raise _explained(error, "a parameter, a side input or a tapped value of it") from error
+    saved = _saved_tensors(ctx, "a parameter, a side input or a tapped value of it")
     cut = len(saved) - ctx.num_kept
     return saved[:cut], saved[cut:]
 
 
-def _explained(error: RuntimeError, what: str) -> RuntimeError:
-    if "modified by an inplace operation" not in str(error):
-        return error
-    return ReversibleError(
-        f"{what} was changed in place between the forward and the backward pass. The backward "
-        "pass computes activations from it, so change it after backward, or make a new tensor "
-        f"(x = x + 1 instead of x += 1). PyTorch says: {error}"
-    )
+def _saved_tensors(ctx: Any, what: str) -> State:
+    """What a node stored; `what` names it if it was changed since."""
+    try:
+        saved: State = ctx.saved_tensors
+        return saved
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise ReversibleError(
+            f"{what} was changed in place between the forward and the backward pass. The backward "
+            "pass computes activations from it, so change it after backward, or make a new "
+            f"tensor (x = x + 1 instead of x += 1). PyTorch says: {error}"
+        ) from error
 
 
 class _Close(torch.autograd.Function):
@@ -232,6 +252,7 @@ class _Close(torch.autograd.Function):
         ctx.tape, ctx.join_dim, ctx.count = tape, join_dim, count
         ctx.sizes = None if join_dim is None else [s.shape[join_dim] for s in state]
         ctx.strides = [s.stride() for s in state]
+        ctx.formats = [dense_format(s) for s in state]
         outputs = _aliases(state) if join_dim is None else (torch.cat(state, join_dim),)
         ctx.save_for_backward(*outputs)
         ctx.set_materialize_grads(False)
@@ -240,11 +261,7 @@ class _Close(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         tape: Tape = ctx.tape
-        where = f"the output of {tape.name}"
-        try:
-            saved = ctx.saved_tensors
-        except RuntimeError as error:
-            raise _explained(error, where) from error
+        saved = _saved_tensors(ctx, f"the output of {tape.name}")
         outputs, tap_grads = grads[: len(saved)], grads[len(saved) :]
         if ctx.join_dim is not None:
             (joined,), (joined_grad,) = saved, outputs
@@ -255,8 +272,8 @@ class _Close(torch.autograd.Function):
         # Layers write into what lies on the tape, so it is a copy.
         state = zip(saved, ctx.strides, strict=True)
         tape.put(tape.length, tuple(laid_out(s, strides, copy=True) for s, strides in state))
-        gradients = zip(outputs, ctx.strides, strict=True)
-        dense_grads = (None if g is None else laid_out(g, strides) for g, strides in gradients)
+        gradients = zip(outputs, ctx.formats, strict=True)
+        dense_grads = (None if g is None else dense(g, f) for g, f in gradients)
         return None, None, None, *dense_grads, *tap_grads
 
 

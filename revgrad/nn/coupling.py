@@ -71,7 +71,7 @@ class AdditiveCoupling(ReversibleLayer):
 
     def parts(self, forward: Callable[..., State]) -> tuple[Part, ...]:
         """With two sub-networks, the addition of each."""
-        if self.g is None:
+        if self.g is None or not self._belongs("parts"):
             return super().parts(forward)
         return Part(self.f, self._add_f, self._undo_f), Part(self.g, self._add_g, self._undo_g)
 

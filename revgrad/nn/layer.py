@@ -49,8 +49,8 @@ class ReversibleLayer(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "forward" in cls.__dict__:
-            cls.forward = _with_place(cls.__dict__["forward"])  # type: ignore[method-assign]
+        if not hasattr(cls.forward, "_with_place"):  # it may come from a mixin
+            cls.forward = _with_place(cls.forward)  # type: ignore[method-assign]
 
     def forward(self, *streams: Any, **kwargs: Any) -> State:
         """Map the input streams to the output streams; a subclass defines it."""
@@ -90,8 +90,21 @@ class ReversibleLayer(nn.Module):
         Args:
             forward: The layer's `forward`, to be called without `self`.
         """
-        own = type(self).backward_step is not ReversibleLayer.backward_step
+        own = self._belongs("backward_step") and (
+            type(self).backward_step is not ReversibleLayer.backward_step
+        )
         return (Part(self, forward, self.backward_step if own else None),)
+
+    def _belongs(self, method: str) -> bool:
+        """Whether `method` was written for this class's `forward` and `inverse`, or for others.
+
+        A subclass that overrides these but not the step back gets the generic step.
+        """
+
+        def depth(name: str) -> int:
+            return next(i for i, c in enumerate(type(self).__mro__) if name in c.__dict__)
+
+        return depth(method) <= min(depth("forward"), depth("inverse"))
 
     def anchor(self, outputs: State) -> State:
         """The tensors to store where the tape shall start anew after this layer.
@@ -162,6 +175,7 @@ def _with_place(forward: Callable[..., State]) -> Callable[..., State]:
         outputs: State = place.enter(functools.partial(forward, self), args, kwargs)
         return outputs
 
+    placed._with_place = True  # type: ignore[attr-defined]
     return placed
 
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from revgrad.autograd.context import calling, evaluating, take_place
 from revgrad.autograd.layout import dense, dense_format, split_dense
 from revgrad.autograd.protocol import State
-from revgrad.autograd.tape import Tape, close
+from revgrad.autograd.tape import Identities, Tape, close, expect_unchanged, identities
 from revgrad.errors import ReversibleError, locate
 from revgrad.nn.layer import ReversibleLayer
 from revgrad.nn.tap import Tap
@@ -30,12 +30,13 @@ class ReversibleSequence(nn.Module):
         y = net(x)  # x: (N, C, ...), split into two streams of C / 2 channels
 
     Args:
-        layers: `ReversibleLayer` modules; a sequence may contain sequences.
+        layers: `ReversibleLayer` modules; a sequence may contain sequences, which run on the
+            tape of the outermost one: of their options only `anchor_every` counts there.
         split_dim: Axis along which a tensor is split into the two streams and joined at the end.
             An odd axis gives the first stream one more. A tuple of tensors is taken as the
             streams themselves, and given back as a tuple.
-        anchor_every: Store the output of every n-th layer too. The backward pass starts anew from
-            each, which bounds the drift of computing back by n layers.
+        anchor_every: Store the output of every n-th layer of this sequence too. The backward pass
+            starts anew from each, which bounds the drift of computing back by n layers.
         save_memory: If False, ordinary autograd of the same function. May be changed at any time.
 
     Shapes:
@@ -134,24 +135,40 @@ class ReversibleSequence(nn.Module):
         """Make dense streams of the input."""
         if isinstance(x, Tensor):
             x = _at_least_float32(x)
-            sizes = self._stream_sizes(x.shape[self.split_dim], inverse)
-            return tuple(split_dense(x, sizes, self.split_dim))
+            return tuple(split_dense(x, self._stream_sizes(x, inverse), self.split_dim))
         if not isinstance(x, tuple | list) or not all(isinstance(t, Tensor) for t in x):
             raise TypeError(f"expected a tensor or a tuple of streams, not {type(x).__name__}")
         return tuple(dense(t, dense_format(t)) for t in map(_at_least_float32, x))
 
-    def _stream_sizes(self, total: int, inverse: bool) -> tuple[int, ...]:
-        """How a joined axis of `total` is split."""
+    def _stream_sizes(self, x: Tensor, inverse: bool) -> tuple[int, ...]:
+        """How a joined tensor is split."""
+        if not -x.dim() <= self.split_dim < x.dim():
+            raise ReversibleError(
+                f"an input of shape {tuple(x.shape)} has no axis {self.split_dim} to be split along"
+            )
+        total = x.shape[self.split_dim]
         if total < 2:
             raise ReversibleError(
                 f"an axis of {total} can't be split into two streams; split_dim="
                 f"{self.split_dim} must have at least 2 entries"
             )
-        if not inverse or self.split_dim != 1:
+        if not inverse:
             return (total + 1) // 2, total // 2
-        # The layers may change the number of channels: look for the input that gives `total`.
-        unit = self._out_channels((64, 64))
-        channels = total * 128 // sum(unit)
+        if self.split_dim % x.dim() != 1:
+            if total % 2:
+                raise ReversibleError(
+                    f"how {total} entries of axis {self.split_dim} were split is not known; give "
+                    "the streams to inverse as a tuple"
+                )
+            return total // 2, total // 2
+        return self._output_sizes(total)
+
+    def _output_sizes(self, total: int) -> tuple[int, ...]:
+        """The channels of the two output streams that have `total` together.
+
+        The layers may change the number of channels, so it takes the input that gives `total`.
+        """
+        channels = total * 128 // sum(self._out_channels((64, 64)))
         for guess in (channels, channels + 1):
             sizes = self._out_channels(((guess + 1) // 2, guess // 2))
             if sum(sizes) == total and len(sizes) == 2:
@@ -183,10 +200,11 @@ class ReversibleSequence(nn.Module):
     ) -> State:
         """Run the state through the layers, on the passage's tape if it has one."""
         state = tuple(x)
+        if passage.tape is not None:
+            passage.entered = identities(state)
         for i, layer in enumerate(self.layers):
             if isinstance(layer, ReversibleSequence):
-                with calling(layer, passage.inside(i)):
-                    state = layer(state, *args, **kwargs)
+                state = self._pass_inner(layer, passage.inside(i), state, args, kwargs)
                 continue
             assert isinstance(layer, ReversibleLayer)
             where = _where(layer, f"{passage.prefix}{i}")
@@ -198,7 +216,30 @@ class ReversibleSequence(nn.Module):
                 raise
             if isinstance(layer, Tap):
                 passage.taps[layer.name] = extra[0]
+        if passage.tape is not None:
+            passage.left = identities(state)
         return state
+
+    def _pass_inner(
+        self,
+        inner: ReversibleSequence,
+        passage: _Passage,
+        state: State,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> State:
+        """Run a sequence that is a layer of this one, with its hooks."""
+        with calling(inner, passage):
+            outputs: State = inner(state, *args, **kwargs)
+        if passage.tape is not None:
+            where = f"sequence {passage.prefix.rstrip('.')}"
+            try:
+                expect_unchanged(state, passage.entered, "input of this sequence")
+                expect_unchanged(outputs, passage.left, "output of this sequence")
+            except ReversibleError as error:
+                locate(error, where)
+                raise
+        return outputs
 
     def _anchors(self, i: int) -> bool:
         return self.anchor_every is not None and (i + 1) % self.anchor_every == 0
@@ -238,6 +279,8 @@ class _Passage:
     tape: Tape | None
     taps: dict[str, Tensor] = field(default_factory=dict)
     prefix: str = ""
+    entered: Identities | None = None
+    left: Identities | None = None
 
     def inside(self, i: int) -> _Passage:
         """The same passage inside the sequence that is layer `i`."""

@@ -48,7 +48,7 @@ def result(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(tmp_path)
     missing = Availability("memcnn not installed; it comes with: make peers")
     monkeypatch.setattr(run, "available", lambda n: missing if n == "memcnn" else available(n))
-    variants = ["revgrad", "checkpoint", "memcnn", "revtorch"]
+    variants = ["revgrad", "memcnn", "revtorch"]
     options = ["--quick", "--depths", "8", "--threads", "1", "--output", str(tmp_path / "out")]
     assert revgrad(["bench", "sequence", *options, "--variants", *variants]) == 0
     (record,) = (tmp_path / "out").glob("*.json")
@@ -60,9 +60,9 @@ def result(tmp_path, monkeypatch, capsys):
 def test_whole_run(result):
     record, page, output = result
     rows = {row["variant"]: row for row in record["rows"]}
-    assert list(rows) == ["plain", "revgrad", "checkpoint", "memcnn", "revtorch"]
+    assert list(rows) == ["plain", "revgrad", "memcnn", "revtorch"]
 
-    for variant, evaluations in {"plain": 1, "revgrad": 2, "checkpoint": 2}.items():
+    for variant, evaluations in {"plain": 1, "revgrad": 2}.items():
         row = rows[variant]
         assert row["status"] == "measured" and row["reason"] == ""
         assert row["evaluations"] == evaluations
@@ -74,8 +74,9 @@ def test_whole_run(result):
         )
         assert len(row["time"]["wall_rounds"]) == record["plan"]["repeats"] == 2
         assert row["time"]["wall"] > 0
+        assert row["growth"] >= 0 and row["unbroken_growth"] >= 0
     assert rows["plain"]["time"]["wall_ratio"] == rows["plain"]["time"]["cpu_ratio"] == 1
-    assert rows["revgrad"]["above"] < rows["checkpoint"]["above"] < rows["plain"]["above"]
+    assert rows["revgrad"]["above"] < rows["plain"]["above"]
 
     assert rows["memcnn"]["status"] == "missing"
     assert "make peers" in rows["memcnn"]["reason"]
@@ -84,13 +85,13 @@ def test_whole_run(result):
     assert rows["revtorch"]["reason"] == "its process was killed by SIGKILL: about to crash"
 
     assert record["plan"]["settings"]["channels"] == 8
-    assert {"date", "cpu", "cores", "load", "torch", "capability"} <= record["machine"].keys()
+    assert {"date", "cpu", "cores", "load", "load_after", "torch"} <= record["machine"].keys()
     for text in (page, output.out):
-        assert "| memcnn     | not installed |" in text
-        assert "| revtorch   | failed        |" in text
+        assert "| memcnn   | not installed |" in text
+        assert "| revtorch | failed        |" in text
         assert "memcnn: memcnn not installed; it comes with: make peers" in text
         assert "revtorch: failed, its process was killed by SIGKILL" in text
-    assert "7/7 time, depth 8" in output.err
+    assert "6/6 time, depth 8" in output.err
 
 
 # --- processes ------------------------------------------------------------------------------------
@@ -105,11 +106,12 @@ def test_a_failed_time_measurement_leaves_memory(monkeypatch):
     def fail(task, *args, **kwargs):
         if task == "timing":
             raise TaskError("its process was killed by SIGSEGV")
-        return {"memory": MEMORY, "resident": 5, "evaluations": 1}
+        return 4 if task == "growth" else {"memory": MEMORY, "growth": 5, "evaluations": 1}
 
     monkeypatch.setattr(run, "run_task", fail)
     (row,) = run.run(Plan(TINY, ("plain",), (2,), 3), lambda text: None)
     assert row.status == "measured" and row.time is None and row.memory == MEMORY
+    assert (row.growth, row.unbroken_growth) == (5, 4)
     assert row.reason == "time was not measured: its process was killed by SIGSEGV"
 
 
@@ -250,7 +252,16 @@ ROWS = [
     row
     for depth in PLAN.depths
     for row in (
-        Row("plain", depth, memory=MEMORY, above=1.75, resident=5 * MIB, evaluations=1, time=TIME),
+        Row(
+            "plain",
+            depth,
+            memory=MEMORY,
+            above=1.75,
+            growth=5 * MIB,
+            unbroken_growth=3 * MIB,
+            evaluations=1,
+            time=TIME,
+        ),
         Row("revgrad", depth, memory=MEMORY, above=1.75, evaluations=2),
         Row("offload", depth, status="failed", reason="killed"),
         Row("memcnn", depth, status="missing", reason="not installed; make peers"),
@@ -266,7 +277,7 @@ def test_tables():
     assert "| plain   | 1.25 (1.30)   | 1.25 (1.30)   |" in lines
     assert "| revgrad | -             | -             |" in lines
     assert "| plain   | 20.0          | 20.0          |" in lines
-    assert "| plain   | 5             | 5             |" in lines
+    assert "| plain   | 3 (5)         | 3 (5)         |" in lines
     assert lines.count("| memcnn  | not installed | not installed |") == 4
     assert lines.count("| offload | failed        | failed        |") == 4
     assert [line for line in lines if line.startswith("- memcnn: not")] == [

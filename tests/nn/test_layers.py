@@ -1,5 +1,7 @@
 """Each reversible layer by itself and in a sequence: inverse, gradient, errors that name it."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -359,3 +361,300 @@ def test_public_names():
         assert getattr(revgrad, name) is not None
     assert revgrad.nn.AdditiveCoupling is revgrad.AdditiveCoupling
     assert revgrad.memory.measure is not None
+
+
+# --- what a review found ------------------------------------------------------------------------
+
+
+def plain_and_reversible(net, run):
+    """The results of `run` with ordinary autograd and with the tape."""
+    results = []
+    for net.save_memory in (False, True):
+        torch.manual_seed(1)
+        net.zero_grad()
+        results.append(run())
+    return results
+
+
+def assert_same(results, tolerance=1e-10):
+    for a, b in zip(*results, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or (a - b).abs().max() <= tolerance * (1 + a.abs().max())
+
+
+class TwoNetworks(ReversibleLayer):
+    """A hand-written step with two sub-networks in one node."""
+
+    def __init__(self):
+        super().__init__()
+        self.f, self.g = conv(1, 2), conv(1, 2)
+
+    def forward(self, x1, x2):
+        y1 = x1 + self.run(self.f, x2)
+        return y1, x2 + self.run(self.g, y1)
+
+    def inverse(self, y1, y2):
+        x2 = y2 - self.run(self.g, y1)
+        return y1 - self.run(self.f, x2), x2
+
+    def backward_step(self, rewind, outputs, grads):
+        (y1, y2), (d1, d2) = outputs, grads
+        g = rewind.evaluate(self.g, y1, d2)
+        x2 = y2 - g.take_value()
+        d1 = rewind.add(d1, g.pull())
+        f = rewind.evaluate(self.f, x2, d1)
+        x1 = y1 - f.take_value()
+        return (x1, x2), (d1, rewind.add(d2, f.pull()))
+
+
+@pytest.mark.parametrize("layer", [lambda: Scaled(conv(1, 2)), TwoNetworks])
+def test_double_backward_of_any_layer(layer):
+    torch.manual_seed(0)
+    net = ReversibleSequence([layer() for _ in range(3)])
+    x = torch.randn(2, 4, 5, dtype=DOUBLE, requires_grad=True)
+
+    def run():
+        inputs = [x, *net.parameters()]
+        first = torch.autograd.grad(net(x).sin().sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(g.pow(2).sum() for g in first), inputs)
+        return [*first, *second]
+
+    assert_same(plain_and_reversible(net, run))
+
+
+def test_complex_sub_networks_and_streams():
+    class Fourier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, dtype=torch.complex128))
+
+        def forward(self, x):
+            return torch.fft.irfft(torch.fft.rfft(x) * self.weight, n=8)
+
+    net = ReversibleSequence([AdditiveCoupling(Fourier()) for _ in range(2)])
+    x = torch.randn(2, 4, 8, dtype=DOUBLE, requires_grad=True)
+
+    def run():
+        return torch.autograd.grad(net(x).sin().sum(), [x, *net.parameters()])
+
+    assert_same(plain_and_reversible(net, run))
+    net = ReversibleSequence([AdditiveCoupling(nn.Linear(2, 2).to(torch.cfloat))], split_dim=-1)
+    x = torch.randn(3, 4, dtype=torch.cfloat, requires_grad=True)
+
+    def run_complex():
+        return torch.autograd.grad(net(x).abs().sum(), [x, *net.parameters()])
+
+    assert_same(plain_and_reversible(net, run_complex), 1e-5)
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_a_coupling_whose_forward_is_overridden(two):
+    class Doubled(AdditiveCoupling):
+        def forward(self, x1, x2):
+            y1, y2 = super().forward(x1, x2)
+            return 2 * y1, y2
+
+        def inverse(self, y1, y2):
+            return super().inverse(y1 / 2, y2)
+
+    net = ReversibleSequence([Doubled(conv(1, 2), conv(1, 2) if two else None)] * 2)
+    x = torch.randn(2, 4, 5, dtype=DOUBLE, requires_grad=True)
+
+    def run():
+        y = net(x)
+        return [y.detach(), *torch.autograd.grad(y.sin().sum(), [x, *net.parameters()])]
+
+    assert_same(plain_and_reversible(net, run))
+
+
+def test_a_forward_from_a_mixin():
+    class Mixin:
+        def forward(self, x1, x2):
+            return x2, x1
+
+    class FromMixin(Mixin, ReversibleLayer):
+        def inverse(self, y1, y2):
+            return y2, y1
+
+    x = torch.randn(2, 4, requires_grad=True)
+    ReversibleSequence([FromMixin()])(x)[:, 0].sum().backward()
+    assert x.grad.sum(0).tolist() == [0, 0, 2, 0]
+    layer = Swap()
+    layer.forward = lambda a, b: (b, a)
+    with pytest.raises(ReversibleError, match="replaced on the object"):
+        ReversibleSequence([layer])(x)
+
+
+def test_one_model_in_several_threads():
+    torch.manual_seed(0)
+    net = ReversibleSequence([AdditiveCoupling(conv(1, 2), conv(1, 2)) for _ in range(3)])
+    parameters = list(net.parameters())
+    xs = [torch.randn(2, 4, 5, dtype=DOUBLE, requires_grad=True) for _ in range(3)]
+    expected = [torch.autograd.grad(net(x).sin().sum(), [x, *parameters]) for x in xs]
+    wrong = []
+
+    def work(x, right):
+        for _ in range(30):
+            found = torch.autograd.grad(net(x).sin().sum(), [x, *parameters], allow_unused=True)
+            wrong.extend(
+                f is None or not torch.allclose(f, r) for f, r in zip(found, right, strict=True)
+            )
+
+    threads = [threading.Thread(target=work, args=a) for a in zip(xs, expected, strict=True)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(wrong) == 3 * 30 * (1 + len(parameters))
+    assert not any(wrong)
+    assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
+
+
+@pytest.mark.parametrize("where", ["pre", "post"])
+def test_hooks_on_an_inner_sequence_that_change_its_streams_are_refused(where):
+    inner = ReversibleSequence([AdditiveCoupling(nn.Tanh())])
+    net = ReversibleSequence([AdditiveCoupling(nn.Tanh()), inner])
+    if where == "pre":
+        inner.register_forward_pre_hook(lambda m, args: (tuple(2 * t for t in args[0]),))
+    else:
+        inner.register_forward_hook(lambda m, args, out: tuple(2 * t for t in out))
+    with pytest.raises(ReversibleError, match=r"sequence 1: a forward hook changed"):
+        net(torch.randn(1, 4, requires_grad=True))
+
+
+def test_cached_parametrisations():
+    def sub():
+        return nn.utils.parametrizations.weight_norm(nn.Linear(2, 2).double())
+
+    net = ReversibleSequence([AdditiveCoupling(sub()) for _ in range(2)], split_dim=-1)
+    x = torch.randn(3, 4, dtype=DOUBLE, requires_grad=True)
+
+    def run():
+        with nn.utils.parametrize.cached():
+            return torch.autograd.grad(net(x).sin().sum(), [x, *net.parameters()])
+
+    assert_same(plain_and_reversible(net, run))
+
+
+def test_a_buffer_that_needs_a_gradient_is_refused():
+    sub = nn.Linear(2, 2)
+    sub.register_buffer("scale", torch.ones(1, requires_grad=True))
+    with pytest.raises(ReversibleError, match=r"layer 0 .*buffer 'scale'"):
+        ReversibleSequence([AdditiveCoupling(sub)], split_dim=-1)(torch.randn(1, 4))
+
+
+def test_attention_with_padding_in_evaluation():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, dtype=DOUBLE)
+            self.encoder = nn.TransformerEncoder(layer, 1)
+
+        def forward(self, x, mask):
+            return self.encoder(x, src_key_padding_mask=mask)
+
+    torch.manual_seed(0)
+    net = ReversibleSequence([AdditiveCoupling(Encoder()) for _ in range(2)], split_dim=-1).eval()
+    x = torch.randn(2, 3, 8, dtype=DOUBLE, requires_grad=True)
+    mask = torch.tensor([[False, False, True], [False, True, True]])
+
+    def run():
+        y = net(x, mask)
+        return [y.detach(), *torch.autograd.grad(y.sin().sum(), [x, *net.parameters()])]
+
+    assert_same(plain_and_reversible(net, run))
+
+
+def test_a_hook_that_keeps_the_input_of_a_sub_network_finds_it_unchanged():
+    torch.manual_seed(0)
+    net = ReversibleSequence([AdditiveCoupling(conv(1, 2), conv(1, 2)) for _ in range(3)])
+    kept = {}
+    for i, layer in enumerate(net):
+        layer.f.register_forward_hook(lambda m, args, out, i=i: kept.update({i: args[0].detach()}))
+    y = net(torch.randn(2, 4, 5, dtype=DOUBLE))
+    before = {i: t.clone() for i, t in kept.items()}
+    y.sum().backward()
+    for i, t in kept.items():
+        assert torch.allclose(t, before[i])
+
+
+def test_a_module_that_sets_its_own_mode():
+    class Modal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = conv(1, 2)
+
+        def forward(self, x):
+            self.train(not self.training)
+            return self.conv(x)
+
+    net = ReversibleSequence([AdditiveCoupling(Modal())])
+    y = net(torch.randn(2, 4, 5, dtype=DOUBLE))
+    modes = [m.training for m in net.modules()]
+    y.sum().backward()
+    assert [m.training for m in net.modules()] == modes
+
+
+def test_a_wrong_inverse_is_found():
+    class Wrong(Scaled):
+        def inverse(self, y1, y2):
+            return y1 - 0.9 * self.run(self.f, y2), y2
+
+    y = ReversibleSequence([Wrong(conv(1, 2))])(torch.randn(2, 4, 5, dtype=DOUBLE))
+    with pytest.raises(ReversibleError, match=r"layer 0 \(Wrong\).*does not undo"):
+        y.sum().backward()
+
+
+def test_lazy_modules_say_what_to_do():
+    net = ReversibleSequence([AdditiveCoupling(nn.LazyConv1d(2, 3, padding=1))])
+    x = torch.randn(2, 4, 5)
+    with pytest.raises(ReversibleError, match=r"layer 0 .*no_grad"):
+        net(x)
+    with torch.no_grad():
+        net(x)
+    net(x).sum().backward()
+
+
+def test_batched_gradients():
+    net = ReversibleSequence([AdditiveCoupling(conv(1, 2), conv(1, 2)), HaarDownsample(1)])
+    x = torch.randn(1, 4, 4, dtype=DOUBLE)
+
+    def run():
+        return [torch.autograd.functional.jacobian(net, x, vectorize=True)]
+
+    assert_same(plain_and_reversible(net, run))
+
+
+def test_errors_of_an_inner_network_name_both_places():
+    inner = ReversibleSequence([AdditiveCoupling(nn.Identity(), wide(1))])
+    net = ReversibleSequence([Swap(), AdditiveCoupling(inner)])
+    with pytest.raises(ReversibleError, match=r"^layer 1 \(AdditiveCoupling\), layer 0 \("):
+        net(torch.randn(1, 4, 2, 2))
+
+
+def test_a_layer_that_returns_no_tuple():
+    class One(ReversibleLayer):
+        def forward(self, x1, x2):
+            return x1
+
+    with pytest.raises(ReversibleError, match=r"layer 0 \(One\).*must return a tuple"):
+        ReversibleSequence([One()])(torch.randn(1, 4, requires_grad=True))
+
+
+def test_a_sub_network_replaced_between_the_passes():
+    net = ReversibleSequence([AdditiveCoupling(nn.Tanh())])
+    y = net(torch.randn(1, 4, requires_grad=True))
+    net[0].f = nn.Sigmoid()
+    with pytest.raises(ReversibleError, match=r"layer 0 .*replaced"):
+        y.sum().backward()
+
+
+def test_the_inverse_along_another_axis_needs_equal_streams():
+    net = ReversibleSequence([AdditiveCoupling(nn.Tanh())], split_dim=-1)
+    with pytest.raises(ReversibleError, match="as a tuple"):
+        net.inverse(torch.randn(2, 3, 5))
+    with pytest.raises(ReversibleError, match="no axis 3"):
+        ReversibleSequence([], split_dim=3)(torch.randn(2, 5))
+    channels = ReversibleSequence([AdditiveCoupling(conv(1, 1, 2))], split_dim=-2)
+    x = torch.randn(2, 3, 5, dtype=DOUBLE)
+    assert torch.allclose(channels.inverse(channels(x)), x)
