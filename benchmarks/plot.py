@@ -52,6 +52,7 @@ def _memory(axes: Axes, settings: Settings, rows: Sequence[Row]) -> None:
                 label=variant,
                 color=_color(variant),
                 linewidth=3 if variant == "revgrad" else 1.5,
+                zorder=3 if variant in ("plain", "revgrad") else 2,  # on top where lines coincide
             )
     unit = settings.activation / 2**20
     axes.set(

@@ -12,11 +12,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from revgrad.benchmarks.machine import facts
 from revgrad.benchmarks.peers import ADAPTORS, available
 from revgrad.benchmarks.reliability.cases import CASES
 from revgrad.benchmarks.reliability.engines import BUILDERS
 from revgrad.benchmarks.reliability.report import Outcomes, as_dict, reasons, table
+from revgrad.machine import facts
 
 WORKER = "revgrad.benchmarks.reliability.worker"
 

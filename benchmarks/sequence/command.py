@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from revgrad.benchmarks import machine
+from revgrad import machine
 from revgrad.benchmarks.peers import ADAPTORS
 from revgrad.benchmarks.sequence import report
 from revgrad.benchmarks.sequence.progress import Progress

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from revgrad.benchmarks import machine
+from revgrad import machine
 from revgrad.benchmarks.peers import ADAPTORS
 from revgrad.benchmarks.sequence.run import BASE, Row
 from revgrad.benchmarks.sequence.settings import Plan, Settings

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from revgrad.machine import facts as machine_facts
 from revgrad.models.data.organs import ORGANS
-from revgrad.models.demo.machine import machine
 from revgrad.models.demo.run import Outcome
 from revgrad.models.demo.slices import WINDOWS
 from revgrad.models.demo.train import NUDGED, VARIANTS
@@ -34,7 +34,7 @@ def collect(outcome: Outcome) -> dict[str, Any]:
     """Everything that was configured and found, ready for JSON."""
     others = ("reversible", NUDGED)
     return {
-        "machine": machine(outcome.settings.device),
+        "machine": machine_facts(outcome.settings.device),
         "configuration": asdict(outcome.settings) | {"windows": WINDOWS},
         "parameters": outcome.parameters,
         "slices": {"training": outcome.training.numbers, "held_out": outcome.held_out.numbers},

@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 
 from revgrad.errors import ReversibleError
 
+Modules = list[tuple[str, nn.Module]]
 _local = threading.local()
 
 # A buffer of at most this many elements (statistics, counters, power iteration vectors) is kept
@@ -148,10 +149,10 @@ class Buffers:
 
     __slots__ = ("copies", "references")
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, modules: Modules) -> None:
         self.copies: dict[str, Tensor] = {}
         self.references: dict[str, tuple[Tensor, int, Tensor | None]] = {}
-        for path, owner in module.named_modules():
+        for path, owner in modules:
             for key, buffer in owner._buffers.items():
                 if buffer is None:
                     continue
@@ -201,15 +202,19 @@ class Evaluation:
     Args:
         module: The module that is evaluated.
         devices: Devices whose random generators it may draw from, besides the CPU's.
+        modules: Its `named_modules()`, if known.
     """
 
-    __slots__ = ("autocast", "buffers", "module", "random", "training")
+    __slots__ = ("autocast", "buffers", "module", "modules", "random", "training")
 
-    def __init__(self, module: nn.Module, devices: tuple[torch.device, ...]) -> None:
+    def __init__(
+        self, module: nn.Module, devices: tuple[torch.device, ...], modules: Modules | None = None
+    ) -> None:
         self.module = module
+        self.modules = modules or list(module.named_modules())
         self.autocast = Autocast(devices)
-        self.training = [m.training for m in module.modules()]
-        self.buffers: Buffers | None = Buffers(module)
+        self.training = [m.training for _, m in self.modules]
+        self.buffers: Buffers | None = Buffers(self.modules)
         self.random: RandomState | None = RandomState(devices)
 
     def first(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -217,7 +222,7 @@ class Evaluation:
         guard: AbstractContextManager[None] = nullcontext()
         if self.autocast.enabled:
             guard = self.autocast.restored()
-        with guard, _without_shortcuts(self.module):
+        with guard, _without_shortcuts(self.modules):
             result = call(*args, **kwargs)
         assert self.random is not None and self.buffers is not None
         self.random = self.random.drawn_until(RandomState(self.random.devices))
@@ -230,11 +235,11 @@ class Evaluation:
         """Evaluate `call` as it was evaluated the first time."""
         with ExitStack() as stack:
             stack.enter_context(recomputing())
-            stack.enter_context(_without_shortcuts(self.module))
+            stack.enter_context(_without_shortcuts(self.modules))
             if not self.autocast.is_off():
                 stack.enter_context(self.autocast.restored())
-            if self.training != [m.training for m in self.module.modules()]:
-                stack.enter_context(_training_modes(self.module, self.training))
+            if self.training != [m.training for _, m in self.modules]:
+                stack.enter_context(_training_modes(self.modules, self.training))
             if self.random is not None:
                 stack.enter_context(self.random.replayed())
             if self.buffers is None:
@@ -243,8 +248,8 @@ class Evaluation:
 
 
 @contextmanager
-def _training_modes(module: nn.Module, modes: list[bool]) -> Iterator[None]:
-    present = [(m, m.training) for m in module.modules()]
+def _training_modes(modules: Modules, modes: list[bool]) -> Iterator[None]:
+    present = [(m, m.training) for _, m in modules]
     for (m, _), mode in zip(present, modes, strict=True):
         m.training = mode
     try:
@@ -255,7 +260,7 @@ def _training_modes(module: nn.Module, modes: list[bool]) -> Iterator[None]:
 
 
 @contextmanager
-def _without_shortcuts(module: nn.Module) -> Iterator[None]:
+def _without_shortcuts(modules: Modules) -> Iterator[None]:
     """Switch off what makes a result depend on whether gradients are recorded.
 
     The first evaluation records none and the second does. Multi-head attention has a fast path
@@ -264,7 +269,7 @@ def _without_shortcuts(module: nn.Module) -> Iterator[None]:
     """
     cached = parametrize._cache_enabled
     fast = torch.backends.mha.get_fastpath_enabled() and any(
-        isinstance(m, nn.MultiheadAttention) for m in module.modules()
+        isinstance(m, nn.MultiheadAttention) for _, m in modules
     )
     if cached:
         parametrize._cache_enabled = 0

@@ -59,6 +59,7 @@ class Record:
         self.side = side
         self.devices = accelerators(streams)
         self.strides = [x.stride() for x in streams]
+        self.modules = list(part.module.named_modules())
         self.names: dict[str, int] = {}
         self.evaluations: list[Evaluation] = []
         self.whole: Evaluation | None = None
@@ -67,7 +68,7 @@ class Record:
         """The parameters of the part, each once; `names` says at which places each stands."""
         index: dict[int, int] = {}
         parameters: list[Tensor] = []
-        for path, owner in self.part.module.named_modules():
+        for path, owner in self.modules:
             for key, parameter in owner._parameters.items():
                 if parameter is None:
                     continue
@@ -88,13 +89,14 @@ class Record:
             if self.part.backward_step is not None:
                 outputs = self.part.forward(*streams, *args, **kwargs)
             else:  # the generic step back repeats the layer as a whole
-                self.whole = Evaluation(self.part.module, self.devices)
+                self.whole = Evaluation(self.part.module, self.devices, self.modules)
                 outputs = self.whole.first(self.part.forward, *streams, *args, **kwargs)
         return check_streams(outputs, self.layer.num_outputs)
 
     def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Evaluate a sub-network, called by the layer."""
-        evaluation = Evaluation(module, self.devices)
+        modules = self.modules if module is self.part.module else None
+        evaluation = Evaluation(module, self.devices, modules)
         with evaluating(None):
             result = evaluation.first(module, *args, **kwargs)
         self.evaluations.append(evaluation)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from revgrad.benchmarks import machine, plot
+from revgrad import machine
+from revgrad.benchmarks import plot
 from revgrad.benchmarks.peers import ADAPTORS, Availability, available
 from revgrad.benchmarks.sequence import add_arguments, report, run, tasks
 from revgrad.benchmarks.sequence.command import main, plan_of

@@ -22,6 +22,7 @@ def facts(device: str = "cpu") -> Facts:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpu": cpu(),
         "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "load": load(),
         "platform": platform.platform(),
