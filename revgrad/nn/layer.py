@@ -192,3 +192,7 @@ class IsometricLayer(ReversibleLayer):
         inputs = self.inverse(*outputs)
         filled = rewind.filled(outputs, grads)
         return inputs, (None,) * len(inputs) if filled is None else self.inverse(*filled)
+
+    def parts(self, forward: Callable[..., State]) -> tuple[Part, ...]:
+        """One node; the step back fits any `forward` and `inverse` that are transposes."""
+        return (Part(self, forward, self.backward_step),)

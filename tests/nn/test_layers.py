@@ -467,6 +467,26 @@ def test_a_coupling_whose_forward_is_overridden(two):
     assert_same(plain_and_reversible(net, run))
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        AdditiveCoupling(nn.Tanh()),
+        AdditiveCoupling(nn.Tanh(), nn.Tanh()),
+        HaarDownsample(2),
+        HaarUpsample(2),
+        PixelShuffleDownsample(2),
+        PixelShuffleUpsample(2),
+        SplitSkip(),
+        JoinSkip(),
+        Tap("a"),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_the_layers_of_the_package_take_their_own_step_back(layer):
+    """The generic one would be right too, but costs an evaluation and memory."""
+    assert all(part.backward_step is not None for part in layer.parts(layer.forward))
+
+
 def test_a_forward_from_a_mixin():
     class Mixin:
         def forward(self, x1, x2):
