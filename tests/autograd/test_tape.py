@@ -297,6 +297,39 @@ def test_gradcheck_and_gradgradcheck():
     assert torch.autograd.gradgradcheck(run, (x, *parameters))
 
 
+@pytest.mark.parametrize("head", [None, nn.Conv1d(2, 1, 1).double()], ids=["value", "head"])
+def test_gradcheck_of_taps(head):
+    torch.manual_seed(0)
+    sub = nn.Sequential(nn.Conv1d(1, 1, 3, padding=1), nn.Tanh())
+    layers = [AdditiveCoupling(sub), Tap("a", head), AdditiveCoupling(sub)]
+    net = ReversibleSequence(layers).double()
+    run, parameters = as_function(net)
+
+    def outputs(x, *parameters):
+        y, taps = run(x, *parameters)
+        return y, taps["a"]
+
+    x = torch.randn(1, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(outputs, (x, *parameters))
+    assert torch.autograd.gradgradcheck(outputs, (x, *parameters))
+
+
+@pytest.mark.slow
+def test_compiled_sub_networks():
+    """What the README advises: an eager sequence of compiled sub-networks, by the real compiler."""
+    torch.manual_seed(0)
+    net = ReversibleSequence([AdditiveCoupling(smooth(4), smooth(4)) for _ in range(2)]).double()
+    x = torch.randn(1, 8, 8, 8, dtype=torch.float64)
+    net.save_memory = False
+    expected = gradients(net, x)
+    net.save_memory = True
+    for layer in net:
+        layer.f.compile()
+        layer.g.compile()
+    for a, b in zip(expected, gradients(net, x), strict=True):
+        assert (a - b).norm() <= 1e-9 * max(a.norm(), 1)
+
+
 def test_incoming_gradients_are_not_written_into():
     net = ReversibleSequence([AdditiveCoupling(nn.Identity(), nn.Identity()) for _ in range(3)])
     x = torch.randn(1, 4, 4, 4, requires_grad=True)

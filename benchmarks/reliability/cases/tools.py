@@ -19,24 +19,23 @@ from revgrad.benchmarks.reliability.setup import (
 )
 
 
-@case("inside checkpoint (use_reentrant=False)")
-def in_checkpoint(setup: Setup) -> None:
+def _in_checkpoint(setup: Setup, use_reentrant: bool) -> None:
     def run(net: Net) -> Any:
-        y = checkpoint(lambda x: net(x * 1) * 2, net.x, use_reentrant=False)
+        y = checkpoint(lambda x: net(x * 1) * 2, net.x, use_reentrant=use_reentrant)
         loss(y).backward()
         return net.grads()
 
     setup.compare(run, setup.nets(conv(tanh, lambda c: nn.Dropout(0.3))))
+
+
+@case("inside checkpoint (use_reentrant=False)")
+def in_checkpoint(setup: Setup) -> None:
+    _in_checkpoint(setup, use_reentrant=False)
 
 
 @case("inside checkpoint (use_reentrant=True)")
 def in_reentrant_checkpoint(setup: Setup) -> None:
-    def run(net: Net) -> Any:
-        y = checkpoint(lambda x: net(x * 1) * 2, net.x, use_reentrant=True)
-        loss(y).backward()
-        return net.grads()
-
-    setup.compare(run, setup.nets(conv(tanh, lambda c: nn.Dropout(0.3))))
+    _in_checkpoint(setup, use_reentrant=True)
 
 
 @case("checkpoint inside a sub-network")
