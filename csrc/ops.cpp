@@ -1,0 +1,13 @@
+// What operators there are. Shape rules and derivatives stand in revgrad/ops/.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(revgrad, m) {
+  m.def("orthogonal_down(Tensor x, Tensor q, int[] stride, bool channels_last) -> Tensor");
+  m.def("orthogonal_up(Tensor y, Tensor q, int[] stride, bool channels_last) -> Tensor");
+  m.def(
+      "orthogonal_weight(Tensor x, Tensor y, int[] stride, bool shared, bool channels_last)"
+      " -> Tensor");
+  m.def("expm_skew(Tensor theta, bool save) -> (Tensor, Tensor, Tensor)");
+  m.def("expm_skew_backward(Tensor grad, Tensor theta, Tensor result, Tensor tape, Tensor plan)"
+        " -> Tensor");
+}

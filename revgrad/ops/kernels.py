@@ -1,0 +1,143 @@
+"""Find and load the compiled kernels, once, at their first use."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+
+NAMESPACE = "revgrad"
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps revgrad"
+
+_ShapeRule = Callable[..., Any]
+_shape_rules: dict[str, _ShapeRule] = {}
+_PLAIN = (Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
+
+
+class KernelWarning(UserWarning):
+    """The kernels cannot be used, and plain PyTorch runs in their place."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What came of looking for the kernels.
+
+    Attributes:
+        problem: Why they cannot be used, or None.
+        wanted: Whether the user expects them, so that a problem deserves a warning.
+    """
+
+    problem: str | None = None
+    wanted: bool = True
+
+
+_state: State | None = None
+_warned = False
+_lock = threading.Lock()
+
+
+def shape_rule(name: str) -> Callable[[_ShapeRule], _ShapeRule]:
+    """Declare what an operator returns for tensors without data (meta and fake tensors)."""
+
+    def declare(rule: _ShapeRule) -> _ShapeRule:
+        _shape_rules[name] = rule
+        return rule
+
+    return declare
+
+
+def library_path() -> Path:
+    """Name the library's file; REVGRAD_LIBRARY names another, such as one with sanitizers."""
+    default = Path(__file__).resolve().parents[1] / "_C.so"
+    return Path(os.environ.get("REVGRAD_LIBRARY", default))
+
+
+def load() -> State:
+    """Load the library unless that was tried before, and say how it went."""
+    global _state
+    with _lock:
+        if _state is None:
+            _state = _try_to_load()
+        return _state
+
+
+def _try_to_load() -> State:
+    if os.environ.get("REVGRAD_DISABLE_KERNELS", "0") not in ("", "0"):
+        return State("switched off by REVGRAD_DISABLE_KERNELS", wanted=False)
+    path = library_path()
+    if not path.exists():
+        return State(
+            f"revgrad was installed without them, for want of torch, g++ or ninja; with all three "
+            f"there: {REBUILD}, or in a checkout: make kernels"
+        )
+    try:
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:
+        return State(f"{path.name} does not load beside torch {torch.__version__}: {error}; {REBUILD}")
+    for name, rule in _shape_rules.items():
+        torch.library.register_fake(f"{NAMESPACE}::{name}")(rule)
+    return State()
+
+
+@torch.compiler.assume_constant_result
+def available() -> bool:
+    """Whether the kernels run; the first time they are missed, warn and name the cure."""
+    global _warned
+    state = load()
+    if state.problem and state.wanted and not _warned:
+        _warned = True
+        warnings.warn(
+            f"revgrad's kernels cannot be used, so plain PyTorch runs, slower: {state.problem}",
+            KernelWarning,
+            stacklevel=2,
+        )
+    return state.problem is None
+
+
+@torch.compiler.assume_constant_result
+def switched_off() -> bool:
+    """Whether the user asked for plain PyTorch."""
+    return not load().wanted
+
+
+def raw() -> Any:
+    """The namespace of raw operators; `available()` must hold."""
+    return getattr(torch.ops, NAMESPACE)
+
+
+@torch.compiler.assume_constant_result
+def _has_device(device: str) -> bool:
+    key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(device)
+    if key is None:
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::orthogonal_down", key)
+
+
+def fit(*tensors: Tensor) -> bool:
+    """Whether a kernel takes these tensors: their type, layout and device, and no subclass."""
+    first = tensors[0]
+    return (
+        all(t.device == first.device and t.layout == torch.strided for t in tensors)
+        and all(t.dtype in DTYPES and type(t) in _PLAIN for t in tensors)
+        and available()
+        and _has_device(first.device.type)
+    )
+
+
+def describe() -> str:
+    """Say in one line which kernels run, for `revgrad info`."""
+    state = load()
+    if state.problem:
+        return f"none, plain PyTorch runs: {state.problem}"
+    devices = [device for device in ("cpu", "cuda") if _has_device(device)]
+    return f"compiled for {' and '.join(devices)}"
