@@ -1,5 +1,6 @@
 """Operators with kernels of their own, each beside a reference in plain PyTorch."""
 
+from revgrad.ops.expm_skew import expm_skew, expm_skew_reference
 from revgrad.ops.orthogonal import (
     orthogonal_down,
     orthogonal_down_reference,
@@ -8,6 +9,8 @@ from revgrad.ops.orthogonal import (
 )
 
 __all__ = [
+    "expm_skew",
+    "expm_skew_reference",
     "orthogonal_down",
     "orthogonal_down_reference",
     "orthogonal_up",

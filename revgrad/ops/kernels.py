@@ -123,12 +123,16 @@ def _has_device(device: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::orthogonal_down", key)
 
 
+def is_plain(t: Tensor) -> bool:
+    """Whether a kernel takes the tensor's type and layout, and it is no unknown subclass."""
+    return t.dtype in DTYPES and t.layout == torch.strided and type(t) in _PLAIN
+
+
 def fit(*tensors: Tensor) -> bool:
     """Whether a kernel takes these tensors: their type, layout and device, and no subclass."""
     first = tensors[0]
     return (
-        all(t.device == first.device and t.layout == torch.strided for t in tensors)
-        and all(t.dtype in DTYPES and type(t) in _PLAIN for t in tensors)
+        all(t.device == first.device and is_plain(t) for t in tensors)
         and available()
         and _has_device(first.device.type)
     )
