@@ -16,7 +16,7 @@ PEERS_READY := $(VENV)/.peers-torch-$(TORCH)
 TYPED       := $(VENV)/typed
 
 .DEFAULT_GOAL := help
-.PHONY: help env test test-slow lint demo bench peers clean
+.PHONY: help env kernels cuda wheel sanitize test test-slow lint demo bench peers clean
 .DELETE_ON_ERROR:
 
 help:  ## print this list
@@ -24,10 +24,30 @@ help:  ## print this list
 
 env: $(READY)  ## make the environment only
 
-test: $(READY)  ## run the tests, but for the slow ones
+# ninja knows what is up to date, so this costs a moment when nothing changed.
+kernels: $(READY)  ## build the kernels anew where their sources changed
+	MAX_JOBS=$(JOBS) $(BIN)/python csrc/build_kernels.py library
+	MAX_JOBS=$(JOBS) $(BIN)/python csrc/build_kernels.py simt
+
+cuda: $(READY)  ## compile the CUDA sources, with warnings as errors; needs nvcc, no GPU
+	MAX_JOBS=$(JOBS) $(BIN)/python csrc/build_kernels.py cuda
+
+wheel: $(READY)  ## build dist/revgrad-*.whl with the kernels inside
+	REVGRAD_KERNELS=1 MAX_JOBS=$(JOBS) $(BIN)/python -m pip wheel -q --no-build-isolation --no-deps -w dist .
+
+# Leaks are not looked for: Python and torch keep memory to the end by design.
+sanitize: $(READY)  ## run the kernels' tests under AddressSanitizer and UBSan
+	MAX_JOBS=$(JOBS) $(BIN)/python csrc/build_kernels.py library --sanitize
+	MAX_JOBS=$(JOBS) $(BIN)/python csrc/build_kernels.py simt --sanitize
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	REVGRAD_LIBRARY=build/kernels-sanitize/_C.so REVGRAD_SIMT=build/simt-sanitize \
+	  $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not compiler" tests/ops
+
+test: kernels  ## run the tests, but for the slow ones
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 
-test-slow: $(READY)  ## run the slow tests only
+test-slow: kernels  ## run the slow tests only
 	$(BIN)/python -m pytest -n $(JOBS) -m slow
 
 lint: $(READY)  ## check format, style and types
@@ -57,12 +77,12 @@ $(BIN)/python:
 	    "Name another one, such as: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# setuptools comes first because the package is built in this environment, beside its torch.
+# The tools and torch come first because the package is built in this environment, beside them.
 $(READY): pyproject.toml setup.py revgrad/version.py | $(BIN)/python
 	rm -f $(VENV)/.ready-* $(VENV)/.peers-*
 	echo "torch==$(TORCH)" > $(CONSTRAINTS)
-	$(PIP_INSTALL) "setuptools>=77"
-	$(PIP_INSTALL) --no-build-isolation -e ".[dev]"
+	$(PIP_INSTALL) "setuptools>=77" ninja numpy "torch==$(TORCH)"
+	MAX_JOBS=$(JOBS) $(PIP_INSTALL) --no-build-isolation -e ".[dev]"
 	$(BIN)/python .ci/check_environment.py $(TORCH)
 	touch $@
 

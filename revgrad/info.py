@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
+from revgrad.ops import kernels
 from revgrad.optional import install_command
 from revgrad.version import __version__
-
-KERNELS = "none in this version, plain PyTorch runs"
 
 # The libraries that the benchmarks compare with, in the versions that were studied. They are
 # installed without their dependencies, which would replace torch or pull in torchvision.
@@ -45,7 +44,7 @@ def collect() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "onednn": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
         },
-        "kernels": KERNELS,
+        "kernels": kernels.describe(),
         "extras": {extra: _extra(extra, names) for extra, names in _extras().items()},
         "peers": {name: _peer(name) for name in PEERS},
     }

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from revgrad import cli, info, optional
+from revgrad.ops import kernels
 from revgrad.version import __version__
 
 
@@ -93,7 +94,7 @@ def test_info_as_json():
     assert facts["torch"]["version"] == torch.__version__
     assert facts["devices"][0] == "cpu"
     assert facts["cpu"]["capability"] == torch.backends.cpu.get_cpu_capability()
-    assert facts["kernels"] == info.KERNELS
+    assert facts["kernels"] == kernels.describe()
     assert "bench" in facts["extras"]
     assert set(facts["peers"]) == set(info.PEERS)
 
@@ -105,7 +106,7 @@ def test_info_for_people_names_what_to_install(monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "missing revgrad-no-such-distribution: pip install 'revgrad[bench]'" in shown
     assert "pip install --no-deps revgrad-no-such-peer==1.0" in shown
-    assert info.KERNELS in shown
+    assert kernels.describe() in shown
 
 
 def test_info_names_each_gpu(monkeypatch):

@@ -1,7 +1,17 @@
 // Which of the variants of a file this processor runs.
 #pragma once
 
+#include <cstdlib>
+#include <cstring>
+
 namespace revgrad {
+
+// Tests ask for a lesser variant than the processor's best: generic or v3.
+inline bool allowed(const char* variant) {
+  const char* most = std::getenv("REVGRAD_CPU_VARIANT");
+  if (most == nullptr) return true;
+  return std::strcmp(most, "generic") != 0 && std::strcmp(variant, most) <= 0;
+}
 
 // The build compiles *_loops.cpp once for every variant it names here.
 template <class Table>
@@ -11,8 +21,8 @@ const Table& pick(const Table* generic, const Table* v3, const Table* v4) {
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("bmi2");
-  if (v4 != nullptr && avx512 && avx2) return *v4;
-  if (v3 != nullptr && avx2) return *v3;
+  if (v4 != nullptr && allowed("v4") && avx512 && avx2) return *v4;
+  if (v3 != nullptr && allowed("v3") && avx2) return *v3;
 #else
   (void)v3;
   (void)v4;

@@ -114,9 +114,7 @@ def _unsquare(grad: Tensor, result: Tensor, first: Tensor, halvings: int) -> Ten
     return torch.bmm(first, w)
 
 
-def _poly_gradient(
-    rung: Rung, b: Tensor, b2: Tensor, b3: Tensor, dc: Tensor, ds: Tensor
-) -> Tensor:
+def _poly_gradient(rung: Rung, b: Tensor, b2: Tensor, b3: Tensor, dc: Tensor, ds: Tensor) -> Tensor:
     """From gradients of C and S, all symmetric, to that of B."""
     c, s = rung.c, rung.s
     db = (dc * c[1]).add_(ds, alpha=s[1])

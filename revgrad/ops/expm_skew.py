@@ -35,7 +35,9 @@ def expm_skew(theta: Tensor) -> Tensor:
     wide = theta.to(_accumulator(theta))
     if not _fits(wide):
         return expm_skew_reference(theta)
-    return _apply(wide.reshape(_batch(theta), *theta.shape[-2:])).reshape(theta.shape).to(theta.dtype)
+    return (
+        _apply(wide.reshape(_batch(theta), *theta.shape[-2:])).reshape(theta.shape).to(theta.dtype)
+    )
 
 
 def expm_skew_reference(theta: Tensor) -> Tensor:
@@ -59,9 +61,7 @@ def backward_reference(grad: Tensor, theta: Tensor) -> Tensor:
 
 def _check(theta: Tensor) -> None:
     if theta.dim() < 2 or theta.shape[-1] != theta.shape[-2]:
-        raise ValueError(
-            f"theta must hold square matrices, (..., n, n), got {tuple(theta.shape)}"
-        )
+        raise ValueError(f"theta must hold square matrices, (..., n, n), got {tuple(theta.shape)}")
     if not theta.is_floating_point():
         raise ValueError(f"theta must be floating, got {theta.dtype}")
 

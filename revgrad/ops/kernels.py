@@ -83,7 +83,9 @@ def _try_to_load() -> State:
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
-        return State(f"{path.name} does not load beside torch {torch.__version__}: {error}; {REBUILD}")
+        return State(
+            f"{path.name} does not load beside torch {torch.__version__}: {error}; {REBUILD}"
+        )
     for name, rule in _shape_rules.items():
         torch.library.register_fake(f"{NAMESPACE}::{name}")(rule)
     return State()

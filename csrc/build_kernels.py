@@ -2,10 +2,10 @@
 
 `setup.py` builds the library when revgrad is installed. By hand, in a checkout:
 
-    python csrc/build.py library          build/kernels -> revgrad/_C.so
-    python csrc/build.py simt             build/simt -> the CUDA kernels as a module on the CPU
-    python csrc/build.py cuda             only compile the CUDA sources, warnings as errors
-    python csrc/build.py ... --sanitize   the same with AddressSanitizer and UBSan
+    python csrc/build_kernels.py library          build/kernels -> revgrad/_C.so
+    python csrc/build_kernels.py simt             build/simt: the CUDA kernels on the CPU
+    python csrc/build_kernels.py cuda             only compile the CUDA sources, warnings as errors
+    python csrc/build_kernels.py ... --sanitize   the same with AddressSanitizer and UBSan
 
 Environment: CXX; REVGRAD_CUDA=0 or 1 leaves the CUDA kernels out or insists on them (else they
 come in where nvcc is found); REVGRAD_ARCHS names GPU architectures, such as 80,90.
@@ -53,9 +53,11 @@ class Ninja:
 
     Args:
         folder: Where objects and the build file go.
+        name: Of the build file; several may share their objects.
     """
 
     folder: Path
+    name: str = "build.ninja"
     lines: list[str] = field(default_factory=list)
 
     def rule(self, name: str, command: list[str], deps: bool = True) -> None:
@@ -73,12 +75,14 @@ class Ninja:
     def run(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         text = "\n".join(["ninja_required_version = 1.5", *self.lines, ""])
-        path = self.folder / "build.ninja"
+        path = self.folder / self.name
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
         jobs = [f"-j{os.environ['MAX_JOBS']}"] if "MAX_JOBS" in os.environ else []
         done = subprocess.run(
-            [ninja(), "-C", str(self.folder), *jobs], text=True, capture_output=True
+            [ninja(), "-C", str(self.folder), "-f", self.name, *jobs],
+            text=True,
+            capture_output=True,
         )
         if done.returncode:
             raise RuntimeError(f"building the kernels failed:\n{done.stdout}{done.stderr}")
@@ -151,9 +155,17 @@ def library(out: Path = LIBRARY, folder: Path | None = None, sanitize: bool = Fa
     build = Ninja(folder or ROOT / "build" / ("kernels-sanitize" if sanitize else "kernels"))
     torch = torch_folder()
     x86 = platform.machine() in ("x86_64", "AMD64")
-    flags = [*COMMON, *(SANITIZE if sanitize else FAST), TORCH_TARGET, "-isystem", f"{torch}/include"]
+    flags = [
+        *COMMON,
+        *(SANITIZE if sanitize else FAST),
+        TORCH_TARGET,
+        "-isystem",
+        f"{torch}/include",
+    ]
     flags += ["-DREVGRAD_X86_VARIANTS"] if x86 else []
-    build.rule("cxx", [compiler(), *flags, "$flags", "-MMD", "-MF", "$out.d", "-c", "$in", "-o", "$out"])
+    build.rule(
+        "cxx", [compiler(), *flags, "$flags", "-MMD", "-MF", "$out.d", "-c", "$in", "-o", "$out"]
+    )
     objects = []
     # The slowest first, so that no core waits for them at the end.
     cuda = None if sanitize else nvcc()
@@ -211,7 +223,7 @@ def _cuda_libraries(cuda: str) -> list[str]:
 
 def cuda_objects() -> int:
     """Only compile the CUDA sources; returns how many there are."""
-    build = Ninja(ROOT / "build" / "cuda")
+    build = Ninja(ROOT / "build" / "kernels", "cuda.ninja")
     found = nvcc("1")
     assert found is not None
     count = len(_cuda_objects(build, found, torch_folder()))

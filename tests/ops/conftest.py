@@ -1,0 +1,150 @@
+"""The axis `backend`: the same operators in plain PyTorch, C++, simulated CUDA and CUDA."""
+
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from revgrad.ops import kernels
+
+ROOT = Path(__file__).parents[2]
+BACKENDS = ["reference", "cpu", "simt", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
+@dataclass
+class Backend:
+    name: str
+
+    @property
+    def device(self):
+        return "cuda" if self.name == "cuda" else "cpu"
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request, monkeypatch):
+    """Make the public operators run on one executor, and on that one alone."""
+    if request.param == "reference":
+        monkeypatch.setattr(kernels, "_state", kernels.State("for this test", wanted=False))
+    else:
+        assert kernels.load().problem is None, "the kernels are not built: make kernels"
+    if request.param == "simt":
+        simulated = Simulated(request.getfixturevalue("simt"))
+        monkeypatch.setattr(kernels, "raw", lambda: simulated)
+    return Backend(request.param)
+
+
+@pytest.fixture(scope="session")
+def simt():
+    """The module that runs CUDA kernels on the CPU; `make kernels` builds it."""
+    folder = ROOT / os.environ.get("REVGRAD_SIMT", "build/simt")
+    files = sorted(folder.glob("revgrad_simt*.so"))
+    assert files, f"no simulator in {folder}: make kernels"
+    spec = importlib.util.spec_from_file_location("revgrad_simt", files[0])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["revgrad_simt"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def array(t):
+    """A tensor's memory as numpy sees it; numpy knows no bfloat16."""
+    t = t.detach()
+    return (t.view(torch.int16) if t.dtype in (torch.bfloat16, torch.float16) else t).numpy()
+
+
+def name_of(t):
+    return str(t.dtype).removeprefix("torch.")
+
+
+def bits(t):
+    return t.contiguous().view(torch.uint8) if t.numel() else t
+
+
+class Simulated:
+    """The raw operators' signatures over the simulator; every schedule must give the same bits."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def every_order(self, run, outputs):
+        kept = None
+        for order in range(self.module.orders):
+            self.module.set_order(order)
+            for out in outputs:
+                out.fill_(torch.nan if out.is_floating_point() else -1)
+            run()
+            now = [bits(out).clone() for out in outputs]
+            if kept is not None:
+                assert all(torch.equal(a, b) for a, b in zip(kept, now, strict=True)), (
+                    f"schedule {order} gives another result: a barrier is missing"
+                )
+            kept = now
+
+    def orthogonal_down(self, x, q, stride, channels_last):
+        return self.rotate(x, q, stride, channels_last, False)
+
+    def orthogonal_up(self, y, q, stride, channels_last):
+        return self.rotate(y, q, stride, channels_last, True)
+
+    def rotate(self, image, q, stride, channels_last, up):
+        op = torch.ops.revgrad.orthogonal_up if up else torch.ops.revgrad.orthogonal_down
+        shape = op(image.to("meta"), q.to("meta"), stride, channels_last)
+        out = torch.empty_strided(shape.shape, shape.stride(), dtype=shape.dtype)
+        large, small = (out, image) if up else (image, out)
+        shared, q = q.dim() == 2, q.contiguous()
+        numbers = geometry(large, small, stride)
+        args = (name_of(image), up, numbers, channels_last, shared)
+        self.every_order(
+            lambda: self.module.rotate(*args, array(image), array(q), array(out)), [out]
+        )
+        return out
+
+    def orthogonal_weight(self, x, y, stride, shared, channels_last):
+        k = x.new_empty(stride).numel()
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        grad = torch.zeros((k, k) if shared else (x.shape[1], k, k), dtype=dtype)
+        if x.numel() == 0:
+            return grad
+        args = (name_of(x), geometry(x, y, stride), channels_last, shared)
+        self.every_order(lambda: self.module.weight(*args, array(x), array(y), array(grad)), [grad])
+        return grad
+
+    def expm_skew(self, theta, save):
+        batch, n, _ = theta.shape
+        theta = theta.contiguous()
+        result = torch.empty_like(theta)
+        tape = theta.new_empty((batch if save else 0, 5, n, n))
+        plan = torch.empty((batch, 2), dtype=torch.int32)
+        args = (name_of(theta), batch, n, save, array(theta))
+        self.every_order(
+            lambda: self.module.expm_skew(*args, array(result), array(tape), array(plan)),
+            [result, tape, plan],
+        )
+        return result, tape, plan
+
+    def expm_skew_backward(self, grad, theta, result, tape, plan):
+        batch, n, _ = theta.shape
+        out = torch.empty(theta.shape, dtype=theta.dtype)
+        inputs = [array(t.contiguous()) for t in (grad, theta, result, tape, plan)]
+        self.every_order(
+            lambda: self.module.expm_skew_backward(name_of(theta), batch, n, *inputs, array(out)),
+            [out],
+        )
+        return out
+
+
+def geometry(large, small, stride):
+    """What csrc/simt/orthogonal.cpp takes: sizes and strides with three spatial axes."""
+    missing = 3 - len(stride)
+    pad = [0] * missing
+
+    def strides(t):
+        return [*t.stride()[:2], *pad, *t.stride()[2:]]
+
+    out = [1] * missing + list(small.shape[2:])
+    side = [1] * missing + list(stride)
+    return [large.shape[0], large.shape[1], *out, *side, *strides(large), *strides(small)]
