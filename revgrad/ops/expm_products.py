@@ -16,33 +16,36 @@ TAPE = 5  # matrices that the backward pass reuses: B, B², B³, S, first expone
 
 def forward(theta: Tensor, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return exp(theta - theta^T), what its derivative reuses, and the plan, for (batch, n, n)."""
+    tape = theta.new_zeros((theta.shape[0] if save else 0, TAPE, *theta.shape[1:]))
+    kept = iter(tape.unbind(1) if save else _places(theta))
     a = theta - theta.mT
-    tape = theta.new_empty((theta.shape[0] if save else 0, TAPE, *theta.shape[1:]))
-    b = torch.bmm(a, a, out=tape[:, 0]) if save else torch.bmm(a, a)
+    b = torch.bmm(a, a, out=next(kept))
     which, halvings = plan_for(_radius(b), theta.dtype)
     rung = LADDERS[theta.dtype][which]
     if halvings:
         a.mul_(0.5**halvings)
         b.mul_(0.25**halvings)
-    b2 = torch.bmm(b, b)
-    b3 = torch.bmm(b, b2) if len(rung.s) > 3 else None
-    s = _series(rung.s, b, b2, b3)
-    e = torch.bmm(a, s)
-    del a
-    if save:
-        for index, kept in enumerate((b2, b3, s), start=1):
-            if kept is not None:
-                tape[:, index] = kept
-    del s
-    e += _series(rung.c, b, b2, b3)
-    if save:
-        tape[:, 4] = e
-    del b, b2, b3
-    spare = torch.empty_like(e) if halvings else e
-    for _ in range(halvings):
+    b2 = torch.bmm(b, b, out=next(kept))
+    b3 = next(kept)
+    if len(rung.s) > 3:
+        torch.bmm(b, b2, out=b3)
+    s = _series(rung.s, b, b2, b3, next(kept))
+    e = _series(rung.c, b, b2, b3, next(kept))
+    e.baddbmm_(a, s)
+    del a, b, b2, b3, s
+    if halvings:
+        e, spare = torch.bmm(e, e), torch.empty_like(e) if halvings > 1 else e
+    for _ in range(halvings - 1):
         e, spare = torch.bmm(e, e, out=spare), e
+    if save and not halvings:
+        e = e.clone()
     plan = torch.tensor([[which, halvings]], dtype=torch.int32).expand(theta.shape[0], 2)
     return e, tape, plan.contiguous()
+
+
+def _places(theta: Tensor) -> list[Tensor]:
+    """Memory for what a tape would hold, in tensors that may go early."""
+    return [torch.empty_like(theta, memory_format=torch.contiguous_format) for _ in range(TAPE)]
 
 
 def backward(grad: Tensor, theta: Tensor, result: Tensor, tape: Tensor, plan: Tensor) -> Tensor:
@@ -58,11 +61,12 @@ def backward(grad: Tensor, theta: Tensor, result: Tensor, tape: Tensor, plan: Te
     odd = _half(grad, -1)
     da = _half(torch.bmm(odd, s), -1)
     ds = _half(torch.bmm(a, odd), 1).neg_()
-    del odd
+    del odd, a  # room for the polynomials' gradients
     dc = _half(grad, 1)
     del grad
     db = _poly_gradient(rung, b, b2, b3, dc, ds)
     del dc, ds
+    a = (theta - theta.mT).mul_(0.5**halvings)
     u = torch.bmm(a, db)
     del db, a
     da += u.mT
@@ -79,19 +83,21 @@ def _radius(b: Tensor) -> float:
     return float(torch.fmin(widest, squares).max()) ** 0.5
 
 
-def _series(p: tuple[float, ...], b: Tensor, b2: Tensor, b3: Tensor | None) -> Tensor:
+def _series(p: tuple[float, ...], b: Tensor, b2: Tensor, b3: Tensor, out: Tensor) -> Tensor:
     """Evaluate the polynomial `p` of B, with one product if it goes beyond B³."""
-    result = _line(p[:4], b, b2, b3)
-    if len(p) > 4 and b3 is not None:
-        result.baddbmm_(b3, _line((0.0, *p[4:]), b, b2, b3))
-    return result
+    _line(p[:4], b, b2, b3, out)
+    if len(p) > 4:
+        out.baddbmm_(b3, _line((0.0, *p[4:]), b, b2, b3))
+    return out
 
 
-def _line(p: tuple[float, ...], b: Tensor, b2: Tensor, b3: Tensor | None) -> Tensor:
+def _line(
+    p: tuple[float, ...], b: Tensor, b2: Tensor, b3: Tensor, out: Tensor | None = None
+) -> Tensor:
     """Evaluate p[0] I + p[1] B + p[2] B² + p[3] B³."""
-    result = b * p[1]
+    result = torch.mul(b, p[1], out=out)
     result.add_(b2, alpha=p[2])
-    if len(p) > 3 and b3 is not None:
+    if len(p) > 3:
         result.add_(b3, alpha=p[3])
     result.diagonal(dim1=-2, dim2=-1).add_(p[0])
     return result

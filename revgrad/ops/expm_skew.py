@@ -79,7 +79,7 @@ def _fits(theta: Tensor) -> bool:
     if theta.shape[-1] <= MAX_MATRIX:
         return kernels.fit(theta)
     known = theta.device.type in ("cpu", "cuda", "meta") and kernels.is_plain(theta)
-    return known and not kernels.switched_off()
+    return known and not kernels.switched_off() and not kernels.in_forward_mode()
 
 
 def _apply(theta: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ class _ExpmSkewBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         # The result depends on theta, so theta's gradient here is the whole one.
-        _, pull = torch.func.vjp(backward_reference, *ctx.saved_tensors)
+        pull: Any = torch.func.vjp(backward_reference, *ctx.saved_tensors)[1]
         return (*pull(cotangent), None, None, None)
 
     @staticmethod

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.autograd import forward_ad
 
 NAMESPACE = "revgrad"
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -130,11 +131,20 @@ def is_plain(t: Tensor) -> bool:
     return t.dtype in DTYPES and t.layout == torch.strided and type(t) in _PLAIN
 
 
+def in_forward_mode() -> bool:
+    """Whether tangents are carried along, which only the reference does.
+
+    torch.compile refuses a Function with a forward-mode rule, so ours have none.
+    """
+    return forward_ad._current_level >= 0
+
+
 def fit(*tensors: Tensor) -> bool:
     """Whether a kernel takes these tensors: their type, layout and device, and no subclass."""
     first = tensors[0]
     return (
         all(t.device == first.device and is_plain(t) for t in tensors)
+        and not in_forward_mode()
         and available()
         and _has_device(first.device.type)
     )

@@ -198,7 +198,6 @@ class _Down(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, q, ctx.stride = inputs
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, q)
-        ctx.save_for_forward(x, q)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -207,14 +206,6 @@ class _Down(torch.autograd.Function):
         shared = q.dim() == 2
         dq = _Weight.apply(x, grad, ctx.stride, shared) if ctx.needs_input_grad[1] else None
         return dx, dq, None
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor | None, dq: Tensor | None, _: None) -> Tensor:
-        x, q = ctx.saved_tensors
-        return _sum(
-            None if dx is None else _Down.apply(dx, q, ctx.stride),
-            None if dq is None else _Down.apply(x, dq, ctx.stride),
-        )
 
     @staticmethod
     def vmap(info: Any, dims: Any, x: Tensor, q: Tensor, stride: Stride) -> tuple[Tensor, int]:
@@ -230,7 +221,6 @@ class _Up(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         y, q, ctx.stride = inputs
         ctx.save_for_backward(y if ctx.needs_input_grad[1] else None, q)
-        ctx.save_for_forward(y, q)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -239,14 +229,6 @@ class _Up(torch.autograd.Function):
         shared = q.dim() == 2
         dq = _Weight.apply(grad, y, ctx.stride, shared) if ctx.needs_input_grad[1] else None
         return dy, dq, None
-
-    @staticmethod
-    def jvp(ctx: Any, dy: Tensor | None, dq: Tensor | None, _: None) -> Tensor:
-        y, q = ctx.saved_tensors
-        return _sum(
-            None if dy is None else _Up.apply(dy, q, ctx.stride),
-            None if dq is None else _Up.apply(y, dq, ctx.stride),
-        )
 
     @staticmethod
     def vmap(info: Any, dims: Any, y: Tensor, q: Tensor, stride: Stride) -> tuple[Tensor, int]:
@@ -264,7 +246,6 @@ class _Weight(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, y, ctx.stride, ctx.shared = inputs
         ctx.save_for_backward(x, y)
-        ctx.save_for_forward(x, y)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -272,14 +253,6 @@ class _Weight(torch.autograd.Function):
         dx = _Up.apply(y, grad, ctx.stride) if ctx.needs_input_grad[0] else None
         dy = _Down.apply(x, grad, ctx.stride) if ctx.needs_input_grad[1] else None
         return dx, dy, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor | None, dy: Tensor | None, *_: None) -> Tensor:
-        x, y = ctx.saved_tensors
-        return _sum(
-            None if dx is None else _Weight.apply(dx, y, ctx.stride, ctx.shared),
-            None if dy is None else _Weight.apply(x, dy, ctx.stride, ctx.shared),
-        )
 
     @staticmethod
     def vmap(
@@ -290,14 +263,6 @@ class _Weight(torch.autograd.Function):
         x, y = (_batched(t, d, size, 1).flatten(1, 2) for t, d in zip((x, y), dims, strict=False))
         grad = _Weight.apply(x, y, stride, False).unflatten(0, (size, -1))
         return (grad.sum(1) if shared else grad), 0
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor:
-    if a is None or b is None:
-        result = b if a is None else a
-        assert result is not None
-        return result
-    return a + b
 
 
 def _batched(t: Tensor, dim: int | None, size: int, to: int) -> Tensor:

@@ -62,6 +62,8 @@ def seed():
 def test_down_up_and_weight_agree_with_the_oracle(backend, stride, dtype, last, shared):
     if last and len(stride) == 1:
         pytest.skip("one axis has no channels-last format")
+    if backend.name == "simt" and math.prod(stride) == 64 and dtype != torch.float32:
+        pytest.skip("slow there, and the same code as for the other blocks")
     x = image(stride, dtype, last, device=backend.device)
     q = matrix(stride, shared, device=backend.device)
     y = orthogonal_down(x, q, stride)
@@ -83,6 +85,8 @@ def test_down_up_and_weight_agree_with_the_oracle(backend, stride, dtype, last, 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("stride", [(2,), (2, 2), (3, 1), (2, 1, 2)])
 def test_first_and_second_derivatives(backend, stride, shared):
+    if backend.name == "simt" and stride not in ((2, 2), (2, 1, 2)):
+        pytest.skip("slow there; the other executors see every stride")
     x = image(stride, blocks=1, c=2, n=1, device=backend.device).requires_grad_()
     q = matrix(stride, shared, c=2, device=backend.device).requires_grad_()
     y = orthogonal_down(x, q, stride).detach().requires_grad_()
@@ -93,8 +97,6 @@ def test_first_and_second_derivatives(backend, stride, shared):
 
 
 def test_forward_mode(backend):
-    if backend.name == "simt":
-        pytest.skip("the same operators as in the other tests")
     stride = (2, 2)
     x, q = image(stride, device=backend.device), matrix(stride, False, device=backend.device)
     dx, dq = torch.randn_like(x), torch.randn_like(q)
