@@ -38,8 +38,8 @@ def angles(n, norm, batch=2, dtype=torch.float64):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 8, 13, 64, 70])
 def test_values_and_gradients_agree_with_float64(backend, n, norm, dtype):
-    if backend.name == "simt" and n == 64 and norm not in (0.02, 0.4, 40.0):
-        pytest.skip("a minute each; the other sizes see every norm")
+    if backend.name == "simt" and (n > 64 or n == 64 and (norm, dtype) != (6.0, torch.float64)):
+        pytest.skip("slow there; the other sizes see every norm")
     theta = angles(n, norm, dtype=dtype).to(backend.device).requires_grad_()
     exact = theta.detach().double().requires_grad_()
     g = torch.randn(2, n, n, dtype=torch.float64, device=backend.device)
