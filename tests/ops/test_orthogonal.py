@@ -185,7 +185,8 @@ def test_any_shape_on_the_cpu(data):
     y = orthogonal_down(x, q, stride)
     want = orthogonal_down_reference(x, q, stride)
     close(y, want, 1e-12)
-    assert y.stride() == want.stride()
+    for a, b, length in zip(y.stride(), want.stride(), y.shape, strict=True):
+        assert a == b or length == 1  # the stride of an axis of length 1 says nothing
     close(orthogonal_up(y, q, stride), x, 1e-12)
     close(_Weight.apply(x, y, stride, False), weight_reference(x, y, stride, False), 1e-12)
 
