@@ -4,6 +4,7 @@ from revgrad import memory as memory
 from revgrad import nn as nn
 from revgrad.autograd import is_recomputing
 from revgrad.errors import ReversibleError
+from revgrad.fixed_point import FixedPoint
 from revgrad.nn import (
     AdditiveCoupling,
     HaarDownsample,
@@ -21,6 +22,7 @@ from revgrad.version import __version__
 # Not `nn` and `memory`: a star import must not hide torch.nn.
 __all__ = [
     "AdditiveCoupling",
+    "FixedPoint",
     "HaarDownsample",
     "HaarUpsample",
     "JoinSkip",

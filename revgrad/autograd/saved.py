@@ -1,0 +1,62 @@
+"""What nodes store with `save_for_backward`, and how they get it back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from revgrad.autograd.layout import memory_of
+from revgrad.autograd.protocol import State
+from revgrad.errors import ReversibleError
+from revgrad.fixed_point import FixedPoint
+
+
+def saved_tensors(ctx: Any, what: str) -> State:
+    """What a node stored; `what` names it if it was changed since."""
+    try:
+        saved: State = ctx.saved_tensors
+        return saved
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise ReversibleError(
+            f"{what} was changed in place between the forward and the backward pass. The backward "
+            "pass computes activations from it, so change it after backward, or make a new "
+            f"tensor (x = x + 1 instead of x += 1). PyTorch says: {error}"
+        ) from error
+
+
+class StoredStreams:
+    """Streams that a node stores, floats or fixed-point.
+
+    Of fixed-point ones the integers are stored too, in the same memory: hooks on saved tensors,
+    such as `save_on_cpu`, keep those to the bit, while of the streams they keep floats.
+    """
+
+    def __init__(self, streams: State) -> None:
+        self._grids = [s.grid for s in streams if isinstance(s, FixedPoint)]
+
+    @staticmethod
+    def tensors(streams: State) -> State:
+        """What to hand to `save_for_backward`."""
+        return *streams, *(memory_of(s) for s in streams if isinstance(s, FixedPoint))
+
+    def restored(self, saved: State) -> State:
+        """The streams. With `create_graph=True` they come with their history."""
+        if not self._grids:
+            return saved
+        streams, integers = saved[: len(self._grids)], saved[len(self._grids) :]
+        if not torch.is_grad_enabled():
+            return tuple(map(FixedPoint, integers, self._grids))
+        if not all(isinstance(s, FixedPoint) for s in streams):
+            raise ReversibleError(
+                "hooks on saved tensors, such as save_on_cpu, and create_graph=True can't be "
+                'combined in exact arithmetic; use arithmetic="float" there'
+            )
+        return streams
+
+
+def nothing_stored() -> StoredStreams:
+    """For a node that stores no stream."""
+    return StoredStreams(())

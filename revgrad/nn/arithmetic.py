@@ -1,0 +1,67 @@
+"""What the streams of a sequence are made of: floats, or fixed-point numbers with exact sums."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from revgrad.autograd.protocol import State
+from revgrad.errors import ReversibleError
+from revgrad.fixed_point import FixedPoint, Grid, to_fixed
+from revgrad.fixed_point.range_watch import RangeWatch, raise_pending
+
+ARITHMETICS = ("float", "exact")
+CHECKS = ("async", "sync")
+
+
+def refuse_unknown(arithmetic: Any, fraction_bits: Any, check: Any) -> None:
+    """Raise if the options of a sequence are none."""
+    for name, value, accepted in (
+        ("arithmetic", arithmetic, ARITHMETICS),
+        ("check", check, CHECKS),
+    ):
+        if value not in accepted:
+            raise ValueError(f"{name} must be one of {accepted}, not {value!r}")
+    Grid(fraction_bits)
+
+
+def new_watch(arithmetic: str, check: str) -> RangeWatch | None:
+    """The watch over a forward pass in exact arithmetic; raises what earlier ones found."""
+    if arithmetic == "float":
+        return None
+    raise_pending()
+    if torch._C._are_functorch_transforms_active() or forward_mode_is_on():
+        raise ReversibleError(
+            "torch.func transforms and forward-mode differentiation do not know fixed-point "
+            'numbers; use arithmetic="float" for them'
+        )
+    return RangeWatch(at_once=check == "sync")
+
+
+def entered(streams: State, fraction_bits: int, watch: RangeWatch | None) -> State:
+    """The streams in the sequence's arithmetic."""
+    if watch is None:
+        if any(isinstance(s, FixedPoint) for s in streams):
+            raise TypeError('fixed-point input needs a sequence with arithmetic="exact"')
+        return streams
+    return tuple(_fixed(s, fraction_bits, watch) for s in streams)
+
+
+def _fixed(stream: Tensor, fraction_bits: int, watch: RangeWatch) -> Tensor:
+    if not isinstance(stream, FixedPoint):
+        return to_fixed(stream, Grid(fraction_bits, stream.dtype), "the input of the sequence")
+    if stream.grid.fraction_bits != fraction_bits:
+        raise ValueError(
+            f"the input has fraction_bits={stream.grid.fraction_bits}, but the sequence has "
+            f"fraction_bits={fraction_bits}"
+        )
+    known: FixedPoint = torch.ops.aten.alias(stream)
+    known.bound = watch.measured(stream.integers)
+    return known
+
+
+def forward_mode_is_on() -> bool:
+    """Whether forward-mode differentiation is on."""
+    return torch.autograd.forward_ad._current_level >= 0
