@@ -2,7 +2,7 @@
 
 from revgrad import memory as memory
 from revgrad import nn as nn
-from revgrad.autograd import is_recomputing
+from revgrad.autograd import check_reconstruction, is_recomputing
 from revgrad.errors import ReversibleError
 from revgrad.fixed_point import FixedPoint
 from revgrad.nn import (
@@ -16,6 +16,7 @@ from revgrad.nn import (
     ReversibleSequence,
     SplitSkip,
     Tap,
+    suggest_fraction_bits,
 )
 from revgrad.version import __version__
 
@@ -34,5 +35,7 @@ __all__ = [
     "SplitSkip",
     "Tap",
     "__version__",
+    "check_reconstruction",
     "is_recomputing",
+    "suggest_fraction_bits",
 ]

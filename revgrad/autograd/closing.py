@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revgrad.autograd.layout import dense, dense_format, laid_out
+from revgrad.autograd.layout import laid_out
 from revgrad.autograd.protocol import Gradients, State
 from revgrad.autograd.saved import StoredStreams, saved_tensors
 from revgrad.autograd.tape import Tape, aliases
@@ -116,23 +116,52 @@ def opened(outputs: State, floats: bool, factor: Tensor | None) -> State:
     return tuple(v if factor is None else v * factor.to(v.dtype) for v in values)
 
 
+def close_plainly(
+    join_dim: int | None, state: State, taps: State, *, floats: bool, factor: Tensor | None
+) -> tuple[Tensor | State, State]:
+    """As `close`, by ordinary autograd, for fixed-point streams without a tape."""
+    outputs = opened(state if join_dim is None else (torch.cat(state, join_dim),), floats, factor)
+    return outputs if join_dim is None else outputs[0], opened(taps, True, factor)
+
+
+def with_laid_out_gradients(streams: State) -> State:
+    """The streams; in ordinary autograd their gradients are then laid out as on a tape.
+
+    The strides of gradients change the bits of what is computed from them.
+    """
+    return tuple(_LaidOut.apply(s) for s in streams)
+
+
+class _LaidOut(torch.autograd.Function):
+    """The identity; its gradient is laid out like the stream."""
+
+    @staticmethod
+    def forward(ctx: Any, stream: Tensor) -> Tensor:
+        ctx.strides = stream.stride()
+        return aliases((stream,))[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return laid_out(grad, ctx.strides)
+
+
 def _remember(ctx: Any, tape: Tape, join_dim: int | None, state: State) -> None:
     """What the backward pass needs to know of the streams."""
     ctx.tape, ctx.join_dim, ctx.count = tape, join_dim, len(state)
     ctx.sizes = None if join_dim is None else [s.shape[join_dim] for s in state]
     ctx.strides = [s.stride() for s in state]
-    ctx.formats = [dense_format(s) for s in state]
     ctx.dtypes = [s.dtype for s in state]
     ctx.set_materialize_grads(False)
 
 
 def _stream_grads(ctx: Any, grads: Gradients) -> Gradients:
-    """Gradients of the streams, dense in their formats and types, and those of tapped values."""
+    """Gradients of the streams, of their type and laid out like them, and of tapped values."""
     outputs, tap_grads = grads[: ctx.count], grads[ctx.count :]
     if ctx.join_dim is not None:
         joined, tap_grads = grads[0], grads[1:]
         outputs = (None,) * ctx.count
         if joined is not None:
             outputs = joined.split(ctx.sizes, ctx.join_dim)
-    streams = zip(outputs, ctx.formats, ctx.dtypes, strict=True)
-    return *(None if g is None else dense(g, f).to(dtype) for g, f, dtype in streams), *tap_grads
+    streams = zip(outputs, ctx.strides, ctx.dtypes, strict=True)
+    laid = (None if g is None else laid_out(g.to(dtype), s) for g, s, dtype in streams)
+    return *laid, *tap_grads

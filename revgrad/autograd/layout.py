@@ -48,6 +48,9 @@ def laid_out(tensor: Tensor, strides: Sequence[int], *, copy: bool = False) -> T
         return tensor.clone() if copy else tensor
     if not copy and tensor.stride() == tuple(strides):
         return tensor
+    axes = zip(tensor.shape, tensor.stride(), strides, strict=True)
+    if not copy and all(size == 1 or old == new for size, old, new in axes):
+        return tensor.as_strided(tensor.shape, tuple(strides))
     return tensor.new_empty_strided(tensor.shape, tuple(strides)).copy_(tensor)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from revgrad.autograd.context import calling
 from revgrad.autograd.layout import alias, laid_out, memory_of
+from revgrad.autograd.observers import announce_stored, current_check
 from revgrad.autograd.protocol import Gradients, Layer, Part, State
 from revgrad.autograd.recompute import lock_of, version
 from revgrad.autograd.record import Record, SideInputs
@@ -192,6 +193,9 @@ class _Step(torch.autograd.Function):
             kept = streams
         elif node.anchor:
             kept = node.record.layer.anchor(outputs)
+        announce_stored(node.where, kept)
+        check = current_check()
+        ctx.compare = None if check is None else check.expect(node.where, streams)
         ctx.node, ctx.count, ctx.stored = node, count, StoredStreams(kept)
         ctx.save_for_backward(*others, *StoredStreams.tensors(kept))
         ctx.set_materialize_grads(False)
@@ -228,6 +232,8 @@ def _step_back(ctx: Any, node: _Node, grads: Gradients) -> Gradients:
         else:
             del kept
             inputs, input_grads = rewind.run(streams, grads)
+    if ctx.compare is not None:
+        ctx.compare(inputs)
     if node.boundary > 1 and any(needs_streams):
         # As the layer before gave it, so that its sub-networks see the same strides again.
         before = (laid_out(x, strides) for x, strides in zip(inputs, record.strides, strict=True))

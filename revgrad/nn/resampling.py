@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -168,7 +167,7 @@ def _haar(x: Tensor, spatial_dims: int, *, inverse: bool) -> Tensor:
         exact = functools.partial(lifting.haar, spatial_dims=spatial_dims, inverse=inverse)
         transpose = functools.partial(_haar, spatial_dims=spatial_dims, inverse=not inverse)
         return linear(x, exact, transpose, growth=lifting.HAAR_GROWTH[spatial_dims])
-    scale = math.sqrt(0.5) ** spatial_dims
+    scale = 2.0 ** (-spatial_dims / 2)
     axes = range(spatial_dims)
     if inverse:
         return _sums_and_differences(x * scale, spatial_dims, reversed(axes))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from revgrad.autograd.closing import close, opened
+from revgrad.autograd.closing import close, close_plainly, opened, with_laid_out_gradients
 from revgrad.autograd.context import calling, evaluating, take_place
 from revgrad.autograd.protocol import State
 from revgrad.autograd.tape import Identities, Tape, expect_unchanged, identities
@@ -251,12 +251,13 @@ class ReversibleSequence(nn.Module):
         dim = self.split_dim if joined else None
         taps = tuple(passage.taps.values())
         output: Tensor | State
+        options: dict[str, Any] = {"floats": floats, "factor": factor}
         if passage.tape is not None:
-            output, taps = close(passage.tape, dim, state, taps, floats=floats, factor=factor)
+            output, taps = close(passage.tape, dim, state, taps, **options)
+        elif passage.watch is not None:
+            output, taps = close_plainly(dim, state, taps, **options)
         else:
-            outputs = state if dim is None else (torch.cat(state, dim),)
-            outputs, taps = opened(outputs, floats, factor), opened(taps, True, factor)
-            output = outputs if dim is None else outputs[0]
+            output = state if dim is None else torch.cat(state, dim)
         passage.taps = dict(zip(passage.taps, taps, strict=True))
         return output
 
@@ -306,8 +307,10 @@ class _Passage:
             anchor = anchor and self.watch is None
             return self.tape.run(layer, where, state, args, kwargs, anchor)
         outputs = layer(*state[: layer.num_inputs], *args, **kwargs)
-        count = layer.num_outputs
-        return tuple(outputs[:count]) + state[layer.num_inputs :], tuple(outputs[count:])
+        streams, rest = outputs[: layer.num_outputs], outputs[layer.num_outputs :]
+        if self.watch is not None:
+            streams = with_laid_out_gradients(streams)
+        return tuple(streams) + state[layer.num_inputs :], tuple(rest)
 
 
 def _inverted(
