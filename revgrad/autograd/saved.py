@@ -48,7 +48,11 @@ class StoredStreams:
             return saved
         streams, integers = saved[: len(self._grids)], saved[len(self._grids) :]
         if not torch.is_grad_enabled():
-            return tuple(map(FixedPoint, integers, self._grids))
+            # Tensors of their own, so that `is_shared` sees whoever else holds the integers: the
+            # graph, if it is retained, or a hook.
+            return tuple(
+                FixedPoint(n.detach(), g) for n, g in zip(integers, self._grids, strict=True)
+            )
         if not all(isinstance(s, FixedPoint) for s in streams):
             raise ReversibleError(
                 "hooks on saved tensors, such as save_on_cpu, and create_graph=True can't be "

@@ -158,7 +158,7 @@ def expect_unchanged(tensors: object, before: Identities | None, what: str) -> N
 def identities(tensors: object) -> Identities:
     """What shows whether tensors were replaced or written into."""
     found = [t for t in tensors if isinstance(t, Tensor)]  # type: ignore[attr-defined]
-    return [(memory_of(t).data_ptr(), version(memory_of(t))) for t in found]
+    return [(memory_of(t).data_ptr(), version(t)) for t in found]
 
 
 @dataclass(frozen=True)

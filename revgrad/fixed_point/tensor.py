@@ -93,6 +93,18 @@ class FixedPoint(Tensor):
         """The numbers as floats of the type they came from."""
         return to_float(self)
 
+    def tolist(self) -> Any:
+        """The numbers as Python floats."""
+        return to_float(self.detach()).tolist()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """The numbers as an array of floats."""
+        return self.to_float().numpy(force=force)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> Any:
+        floats = repr(to_float(self.detach())).removeprefix("tensor(").removesuffix(")")
+        return f"FixedPoint({floats}, fraction_bits={self.grid.fraction_bits})"
+
     def same(self) -> FixedPoint:
         """Another tensor of the same integers, unknown to autograd."""
         return FixedPoint(self.integers, self.grid, self.bound)

@@ -51,6 +51,10 @@ def entered(streams: State, fraction_bits: int, watch: RangeWatch | None) -> Sta
 
 def _fixed(stream: Tensor, fraction_bits: int, watch: RangeWatch) -> Tensor:
     if not isinstance(stream, FixedPoint):
+        if not stream.is_floating_point():
+            raise ReversibleError(
+                f"the input of the sequence is {stream.dtype}; exact arithmetic takes real floats"
+            )
         return to_fixed(stream, Grid(fraction_bits, stream.dtype), "the input of the sequence")
     if stream.grid.fraction_bits != fraction_bits:
         raise ValueError(

@@ -68,7 +68,7 @@ def suggest_fraction_bits(
         streams = (t for t in tree_leaves(tensors) if isinstance(t, Tensor) and t.numel())
         found = [t.detach().abs().max().float() for t in streams]
         if found:
-            sizes[where] = max(sizes.get(where, 0.0), torch.stack(found).max().item())
+            sizes[where] = max(sizes.get(where, 0.0), torch.stack(found).max().item(), key=_rank)
 
     for name, inner in twin.named_modules():
         if isinstance(inner, ReversibleSequence):
@@ -88,7 +88,7 @@ def suggest_fraction_bits(
 def _suggestion(sizes: dict[str, float], headroom: float) -> FractionBits:
     if not sizes:
         raise ValueError("no reversible layer ran: the module has none, or does not use them")
-    where, largest = max(sizes.items(), key=lambda item: _finite_last(item[1]))
+    where, largest = max(sizes.items(), key=lambda item: _rank(item[1]))
     if not math.isfinite(largest):
         raise ReversibleError("the streams are not finite (NaN or infinite)", where)
     bits = 31 - math.ceil(math.log2(max(largest * headroom, 1.0)))
@@ -101,5 +101,6 @@ def _suggestion(sizes: dict[str, float], headroom: float) -> FractionBits:
     return FractionBits(min(bits, MAX_FRACTION_BITS), largest, where)
 
 
-def _finite_last(size: float) -> float:
+def _rank(size: float) -> float:
+    """NaN as the largest of all."""
     return math.inf if math.isnan(size) else size

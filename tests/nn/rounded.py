@@ -5,6 +5,7 @@ that ordinary sums are exact. Where float32 streams would round a gradient, a ho
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,11 +22,11 @@ class Rounded:
         layout: Memory format of the streams.
     """
 
-    steps: list
+    steps: list[tuple[str, list[nn.Module]]]
     bits: int = 20
     see: torch.dtype = torch.float32
     layout: torch.memory_format = torch.contiguous_format
-    skips: list = field(default_factory=list)
+    skips: list[Any] = field(default_factory=list)
 
     def __call__(self, x):
         half = (x.shape[1] + 1) // 2
