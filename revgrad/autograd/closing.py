@@ -13,6 +13,7 @@ from torch import Tensor
 
 from revgrad.autograd.layout import laid_out
 from revgrad.autograd.protocol import Gradients, State
+from revgrad.autograd.rewind import Rewind
 from revgrad.autograd.saved import StoredStreams, saved_tensors
 from revgrad.autograd.tape import Tape, aliases
 from revgrad.fixed_point import FixedPoint, to_float
@@ -45,6 +46,8 @@ def close(
     node = _CloseFixed if fixed else _Close
     options = (floats, factor) if fixed else ()
     outputs: State = node.apply(tape, join_dim, len(state), *options, *state, *taps)
+    if fixed:
+        outputs = outputs[: -len(state)]
     cut = len(outputs) - len(taps)
     return (outputs[:cut] if join_dim is None else outputs[0]), outputs[cut:]
 
@@ -88,12 +91,14 @@ class _CloseFixed(torch.autograd.Function):
         factor: Tensor | None,
         *tensors: Tensor,
     ) -> State:
-        state, taps = tensors[:count], tensors[count:]
+        state, taps = aliases(tensors[:count]), tensors[count:]
         _remember(ctx, tape, join_dim, state)
         ctx.stored, ctx.factor = StoredStreams(state), factor
+        # The streams are outputs, too, though nobody gets them: in a double backward pass, the
+        # history of what is stored must lead through this node, which feeds the tape.
         ctx.save_for_backward(*StoredStreams.tensors(state))
         outputs = aliases(state) if join_dim is None else (torch.cat(state, join_dim),)
-        return *opened(outputs, floats, factor), *opened(aliases(taps), True, factor)
+        return *opened(outputs, floats, factor), *opened(aliases(taps), True, factor), *state
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
@@ -105,7 +110,10 @@ class _CloseFixed(torch.autograd.Function):
         tape.put(tape.length, tuple(laid_out(s, strides) for s, strides in with_strides))
         if ctx.factor is not None:
             grads = tuple(None if g is None else g * ctx.factor.to(g.dtype) for g in grads)
-        return None, None, None, None, None, *_stream_grads(ctx, grads)
+        grads, hidden = grads[: -ctx.count], grads[-ctx.count :]
+        found = _stream_grads(ctx, grads)
+        streams = map(Rewind.add, found[: ctx.count], hidden)
+        return None, None, None, None, None, *streams, *found[ctx.count :]
 
 
 def opened(outputs: State, floats: bool, factor: Tensor | None) -> State:

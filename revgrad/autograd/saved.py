@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from revgrad.autograd.layout import memory_of
-from revgrad.autograd.protocol import State
+from revgrad.autograd.layout import alias, memory_of
+from revgrad.autograd.protocol import Gradients, State
 from revgrad.errors import ReversibleError
 from revgrad.fixed_point import FixedPoint
 
@@ -61,6 +62,22 @@ class StoredStreams:
         return streams
 
 
-def nothing_stored() -> StoredStreams:
-    """For a node that stores no stream."""
-    return StoredStreams(())
+def behind(stored: State, streams: State) -> State:
+    """Stored tensors whose history leads through the end of the tape, by way of `streams`.
+
+    In a double backward pass, the end must come first: it feeds the tape.
+    """
+    found: State = _Behind.apply(len(stored), *stored, *streams)
+    return found
+
+
+class _Behind(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> State:
+        ctx.missing = len(tensors) - count
+        ctx.set_materialize_grads(False)
+        return tuple(map(alias, tensors[:count]))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
+        return None, *grads, *(None,) * ctx.missing

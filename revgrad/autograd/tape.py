@@ -22,7 +22,7 @@ from revgrad.autograd.protocol import Gradients, Layer, Part, State
 from revgrad.autograd.recompute import lock_of, version
 from revgrad.autograd.record import Record, SideInputs
 from revgrad.autograd.rewind import Rewind
-from revgrad.autograd.saved import StoredStreams, saved_tensors
+from revgrad.autograd.saved import StoredStreams, behind, saved_tensors
 from revgrad.errors import ReversibleError, locate
 from revgrad.fixed_point import FixedPoint
 
@@ -228,7 +228,8 @@ def _step_back(ctx: Any, node: _Node, grads: Gradients) -> Gradients:
     rewind = Rewind(record, others, needs_others)
     with lock_of(record.part.module):
         if record.part.stores_input:
-            inputs, input_grads = kept, rewind.replay(kept, grads)
+            inputs = behind(kept, streams) if rewind.differentiable else kept
+            input_grads = rewind.replay(inputs, grads)
         else:
             del kept
             inputs, input_grads = rewind.run(streams, grads)

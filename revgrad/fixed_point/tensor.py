@@ -207,6 +207,11 @@ def to_fixed(value: Tensor, grid: Grid, what: str = "a value") -> Tensor:
     """
     if not value.is_floating_point():
         raise ReversibleError(f"{what} is {value.dtype}; exact arithmetic takes real floats")
+    if torch.promote_types(value.dtype, grid.gradient_dtype) != grid.gradient_dtype:
+        raise ReversibleError(
+            f"{what} is {value.dtype}, which does not fit into a stream of {grid.dtype}; convert "
+            "it, or the input of the sequence"
+        )
     if torch.is_grad_enabled() and value.requires_grad:
         rounded: Tensor = _ToFixed.apply(value, grid, what)
         return rounded
