@@ -7,7 +7,7 @@ an output of the same shape. On the two halves (x1, x2) of the channels each pai
     y2 = x2 + g(y1)
 
 All adaptors compute the same function with the very sub-networks they were given, so results and
-gradients can be compared; only "revgrad-exact" rounds the streams to its grid. They use each library
+gradients can be compared; "revgrad-exact" alone rounds the streams to a grid. They use each library
 as its own documentation tells, and hide nothing of what it does: a difference is the library's.
 """
 

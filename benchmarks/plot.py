@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from revgrad.benchmarks.peers import ADAPTORS
 from revgrad.optional import optional_import
@@ -29,15 +29,13 @@ def memory_and_time(settings: Settings, rows: Sequence[Row]) -> Figure:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure: Figure = optional_import("matplotlib.figure", "bench").Figure(
-        figsize=(11, 4.2), layout="constrained"
-    )
-    memory, time = figure.subplots(1, 2, width_ratios=(3, 2))
+    picture = figure((11, 4.2))
+    memory, time = picture.subplots(1, 2, width_ratios=(3, 2))
     _memory(memory, settings, rows)
     _time(time, rows)
     for axes in (memory, time):
         axes.spines[["top", "right"]].set_visible(False)
-    return figure
+    return picture
 
 
 def _memory(axes: Axes, settings: Settings, rows: Sequence[Row]) -> None:
@@ -50,9 +48,7 @@ def _memory(axes: Axes, settings: Settings, rows: Sequence[Row]) -> None:
                 list(heights.values()),
                 "o-",
                 label=variant,
-                color=color(variant),
-                linewidth=3 if variant in _OURS else 1.5,
-                zorder=3 if variant in ("plain", *_OURS) else 2,  # on top where lines coincide
+                **style(variant),
             )
     unit = settings.activation / 2**20
     axes.set(
@@ -81,6 +77,27 @@ def _time(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_title(f"Time of a step against plain, depth {deepest}")
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
+
+
+def figure(size: tuple[float, float]) -> Figure:
+    """An empty figure; size in inches.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    made: Figure = optional_import("matplotlib.figure", "bench").Figure(
+        figsize=size, layout="constrained"
+    )
+    return made
+
+
+def style(variant: str) -> dict[str, Any]:
+    """How an adaptor's line is drawn: ours wider, and on top where lines coincide."""
+    return {
+        "color": color(variant),
+        "linewidth": 3 if variant in _OURS else 1.5,
+        "zorder": 3 if variant in ("plain", *_OURS) else 2,
+    }
 
 
 def color(variant: str) -> str:
