@@ -61,7 +61,8 @@ def _without_norm(channels: int, scale: float) -> nn.Module:
 NETWORKS: Mapping[str, Network] = {
     "norm": Network(
         _with_norm,
-        "3x3 convolution, instance norm with affine weights, SiLU; the streams reach some 350 at depth 500",
+        "3x3 convolution, instance norm with affine weights, SiLU; the streams reach some 350 in "
+        "size at depth 500",
     ),
     "no-norm-0.1": Network(
         lambda channels: _without_norm(channels, 0.1),

@@ -29,7 +29,7 @@ def errors(plan: Plan, rows: Sequence[Row], comparisons: Mapping[str, str]) -> F
         MissingExtraError: matplotlib is not installed.
     """
     rank = [(network, field) for network in plan.networks for field in comparisons]
-    figure = plot.figure((4 * len(plan.precisions), 2.4 * len(rank) + 0.8))
+    figure = plot.figure((4 * len(plan.precisions), 2.8 * len(rank) + 1))
     grid = figure.subplots(len(rank), len(plan.precisions), squeeze=False, sharex=True)
     for (network, field), panels in zip(rank, grid, strict=True):
         for precision, axes in zip(plan.precisions, panels, strict=True):
@@ -68,11 +68,15 @@ def _panel(axes: Axes, plan: Plan, rows: Sequence[Row], field: str) -> None:
         }
         style = _style(variant, plan.variants)
         if heights:
-            axes.plot(list(heights), list(heights.values()), label=variant, **style)
+            axes.plot(*_points(heights), label=variant, **style)
         lost = [row.depth for row in own if row.total.status not in (MEASURED, NOT_INSTALLED)]
-        axes.plot(
-            lost, [_LARGEST] * len(lost), "x", color=style["color"], markersize=9, clip_on=False
-        )
+        if lost:  # an empty line that is not clipped upsets the layout
+            heights = dict.fromkeys(lost, _LARGEST)
+            axes.plot(*_points(heights), "x", color=style["color"], markersize=9, clip_on=False)
+
+
+def _points(heights: Mapping[int, float]) -> tuple[list[int], list[float]]:
+    return list(heights), list(heights.values())
 
 
 def _style(variant: str, variants: Sequence[str]) -> dict[str, Any]:

@@ -68,12 +68,13 @@ def _page(plan: Plan, rows: Sequence[Row], facts: machine.Facts, drawn: bool) ->
 def _introduction(plan: Plan) -> str:
     return (
         "Figures are the relative L2 error of the gradients of all weights together; depth is the "
-        f"number of sub-networks; {_median(plan.seeds)}. The first comparison is with plain "
-        "autograd of the very function that is run: the same modules in the same precision, for "
-        f'"{EXACT}" with streams rounded to 2**-{plan.fraction_bits}, written from torch\'s own '
-        'modules. "0" is equality to the bit, for "plain" by definition. The second comparison is '
-        "with the same weights and input in float64, without rounding to a grid. The gradients of "
-        "the input are in the JSON."
+        f"number of sub-networks in additive couplings; {_median(plan.seeds)}. The first "
+        "comparison is with plain autograd of the very function that is run: the same modules in "
+        f"the same precision, for {EXACT} with streams rounded to multiples of "
+        f"2**-{plan.fraction_bits} (which must stay below {2 ** (31 - plan.fraction_bits)} in "
+        "size), written from torch's own modules. 0 is equality to the bit; plain is 0 by "
+        "definition. The second comparison is with the same weights and input in float64, without "
+        "a grid. The errors of the input's gradient and those of every network are in the JSON."
     )
 
 
