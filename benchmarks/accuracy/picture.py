@@ -51,7 +51,7 @@ def errors(plan: Plan, rows: Sequence[Row], comparisons: Mapping[str, str]) -> F
 
 
 def _panel(axes: Axes, plan: Plan, rows: Sequence[Row], field: str) -> None:
-    """A line for each variant, and a cross at the top where it gave no finite number."""
+    """A line for each variant, and a cross near the top where it gave no number."""
     axes.set_xscale("log")
     axes.set_yscale("symlog", linthresh=_SMALLEST)
     axes.set_ylim(-_SMALLEST / 5, _LARGEST)
@@ -62,21 +62,17 @@ def _panel(axes: Axes, plan: Plan, rows: Sequence[Row], field: str) -> None:
     for variant in plan.variants:
         own = [row for row in rows if row.variant == variant]
         heights = {
-            row.depth: min(getattr(row.total, field)["weights"], _LARGEST)
+            row.depth: getattr(row.total, field)["weights"]
             for row in own
             if row.total.status == MEASURED
         }
         style = _style(variant, plan.variants)
         if heights:
-            axes.plot(*_points(heights), label=variant, **style)
+            axes.plot(list(heights), list(heights.values()), label=variant, **style)
         lost = [row.depth for row in own if row.total.status not in (MEASURED, NOT_INSTALLED)]
-        if lost:  # an empty line that is not clipped upsets the layout
-            heights = dict.fromkeys(lost, _LARGEST)
-            axes.plot(*_points(heights), "x", color=style["color"], markersize=9, clip_on=False)
-
-
-def _points(heights: Mapping[int, float]) -> tuple[list[int], list[float]]:
-    return list(heights), list(heights.values())
+        # One below the other, so that each can be seen.
+        height = _LARGEST / 4 ** plan.variants.index(variant)
+        axes.plot(lost, [height] * len(lost), "x", color=style["color"], markersize=7)
 
 
 def _style(variant: str, variants: Sequence[str]) -> dict[str, Any]:

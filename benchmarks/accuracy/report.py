@@ -19,6 +19,10 @@ COMPARISONS = {
     "same": "against plain autograd of the same function",
     "float64": "against plain autograd in float64",
 }
+_CAPTION = (
+    "A cross stands where a variant gave no figure: its gradients were not finite, its streams "
+    "left their range, or it raised an error. The tables say which."
+)
 
 
 def tables(plan: Plan, rows: Sequence[Row]) -> str:
@@ -58,7 +62,7 @@ def _page(plan: Plan, rows: Sequence[Row], facts: machine.Facts, drawn: bool) ->
     parts = [
         "# Accuracy of gradients by depth",
         _introduction(plan),
-        *([f"![Errors by depth]({_name(plan, facts)}.png)"] if drawn else []),
+        *([f"![Errors by depth]({_name(plan, facts)}.png)", _CAPTION] if drawn else []),
         tables(plan, rows),
         pages.configuration(asdict(plan), facts),
     ]
