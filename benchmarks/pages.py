@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ def name(facts: Facts, what: str, *apart: str) -> str:
 def write(
     page: Path,
     record: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
     draw: Callable[[], Figure],
     text: Callable[[bool], str],
 ) -> Path:
@@ -51,7 +52,8 @@ def write(
 
     Args:
         page: The Markdown page; the other files stand beside it.
-        record: All that was found, for JSON.
+        record: What was run and where, for JSON.
+        rows: All that was found.
         draw: Makes the picture.
         text: Makes the page; told whether there is a picture.
 
@@ -59,9 +61,15 @@ def write(
         The page.
     """
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    page.with_suffix(".json").write_text(_json(record, rows), encoding="utf-8")
     page.write_text(text(_save(draw, page.with_suffix(".png"))), encoding="utf-8")
     return page
+
+
+def _json(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The record with its rows as one object, a line for each row."""
+    lines = ",\n  ".join(map(json.dumps, rows))
+    return f'{json.dumps(record, indent=1)[:-2]},\n "rows": [\n  {lines}\n ]\n}}\n'
 
 
 def _save(draw: Callable[[], Figure], path: Path) -> bool:

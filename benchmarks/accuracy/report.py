@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from revgrad import machine
 from revgrad.benchmarks import pages
@@ -48,14 +49,30 @@ def write(plan: Plan, rows: Sequence[Row], facts: machine.Facts, folder: Path) -
         "machine": facts,
         "plan": asdict(plan),
         "goals": list(goal.verdicts(rows)),
-        "rows": [asdict(row) for row in rows],
     }
     return pages.write(
         folder / f"{_name(plan, facts)}.md",
         record,
+        [_record(row) for row in rows],
         draw=lambda: picture.errors(plan, rows, COMPARISONS),
         text=lambda drawn: _page(plan, rows, facts, drawn),
     )
+
+
+def _record(row: Row) -> dict[str, Any]:
+    """A row without what says nothing, and with as many digits as mean something."""
+    found = asdict(row)
+    found["total"] = _short(found["total"])
+    found["seeds"] = [_short(seed) for seed in found["seeds"]]
+    return found
+
+
+def _short(outcome: dict[str, Any]) -> dict[str, Any]:
+    short = {name: value for name, value in outcome.items() if value}
+    for comparison in COMPARISONS.keys() & short.keys():
+        errors = short[comparison]
+        short[comparison] = {name: float(f"{error:.4g}") for name, error in errors.items()}
+    return short
 
 
 def _page(plan: Plan, rows: Sequence[Row], facts: machine.Facts, drawn: bool) -> str:

@@ -46,11 +46,11 @@ def write(plan: Plan, rows: Sequence[Row], facts: machine.Facts, folder: Path) -
         "machine": facts,
         "plan": asdict(plan),
         "activation": plan.settings.activation,
-        "rows": [asdict(row) for row in rows],
     }
     return pages.write(
         folder / f"{_name(plan.settings, facts)}.md",
         record,
+        [asdict(row) for row in rows],
         draw=lambda: plot.memory_and_time(plan.settings, rows),
         text=lambda picture: _page(plan, rows, facts, picture),
     )
