@@ -17,7 +17,13 @@ from revgrad.autograd.tape import Identities, Tape, expect_unchanged, identities
 from revgrad.errors import ReversibleError, locate
 from revgrad.fixed_point import FixedPoint
 from revgrad.fixed_point.range_watch import RangeWatch, watching
-from revgrad.nn.arithmetic import entered, forward_mode_is_on, new_watch, refuse_unknown
+from revgrad.nn.arithmetic import (
+    entered,
+    forward_mode_is_on,
+    new_watch,
+    refuse_unknown,
+    warn_of_drift,
+)
 from revgrad.nn.layer import ReversibleLayer
 from revgrad.nn.streams import dense_streams
 from revgrad.nn.tap import Tap
@@ -120,6 +126,8 @@ class ReversibleSequence(nn.Module):
             passage = _Passage(tape, watch)
             state = self._pass(passage, state, args, kwargs)
             factor = None if watch is None else watch.finish()
+        if tape is not None and watch is None and self.anchor_every is None:
+            warn_of_drift(state, tape.length)
         output = self._close(passage, state, x, factor)
         return (output, passage.taps) if self._has_taps() else output
 
