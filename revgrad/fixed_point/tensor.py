@@ -101,7 +101,7 @@ class FixedPoint(Tensor):
         """The numbers as an array of floats."""
         return self.to_float().numpy(force=force)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> Any:
+    def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
         floats = repr(to_float(self.detach())).removeprefix("tensor(").removesuffix(")")
         return f"FixedPoint({floats}, fraction_bits={self.grid.fraction_bits})"
 
