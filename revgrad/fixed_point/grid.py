@@ -12,7 +12,7 @@ MAX_FRACTION_BITS = 30
 
 # Elements converted at a time. On a CPU the piece stays in the cache from one operation to the
 # next; on a GPU it only bounds the memory of intermediate results.
-_PIECE = 2**17
+_PIECE = 2**16
 _PIECE_ON_ACCELERATORS = 2**26
 
 
