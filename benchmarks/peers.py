@@ -7,8 +7,8 @@ an output of the same shape. On the two halves (x1, x2) of the channels each pai
     y2 = x2 + g(y1)
 
 All adaptors compute the same function with the very sub-networks they were given, so results and
-gradients can be compared. They use each library as its own documentation tells, and hide nothing of
-what it does: a difference is the library's.
+gradients can be compared; "revgrad-exact" alone rounds the streams to a grid. They use each library
+as its own documentation tells, and hide nothing of what it does: a difference is the library's.
 """
 
 from __future__ import annotations
@@ -142,6 +142,12 @@ def _revgrad(couplings: Couplings) -> nn.Module:
     return ReversibleSequence(AdditiveCoupling(f, g) for f, g in couplings)
 
 
+def revgrad_exact(couplings: Couplings, fraction_bits: int = 20) -> nn.Module:
+    """The adaptor "revgrad-exact", for streams with other fraction bits too."""
+    layers = (AdditiveCoupling(f, g) for f, g in couplings)
+    return ReversibleSequence(layers, arithmetic="exact", fraction_bits=fraction_bits)
+
+
 def _memcnn(couplings: Couplings) -> nn.Module:
     memcnn = import_module("memcnn")
     return nn.Sequential(
@@ -187,6 +193,7 @@ def _revlib(couplings: Couplings) -> nn.Module:
 ADAPTORS: Mapping[str, Adaptor] = {
     "plain": Adaptor(_plain, "ordinary autograd, streams split once"),
     "revgrad": Adaptor(_revgrad, "ReversibleSequence of AdditiveCoupling"),
+    "revgrad-exact": Adaptor(revgrad_exact, 'the same with arithmetic="exact"'),
     "checkpoint": Adaptor(_checkpoint, "torch.utils.checkpoint around each coupling"),
     "checkpoint-selective": Adaptor(
         _checkpoint_selective, "the same, but the convolutions' outputs are kept"

@@ -2,8 +2,9 @@
 
 from revgrad import memory as memory
 from revgrad import nn as nn
-from revgrad.autograd import is_recomputing
+from revgrad.autograd import check_reconstruction, is_recomputing
 from revgrad.errors import ReversibleError
+from revgrad.fixed_point import FixedPoint
 from revgrad.nn import (
     AdditiveCoupling,
     HaarDownsample,
@@ -15,12 +16,14 @@ from revgrad.nn import (
     ReversibleSequence,
     SplitSkip,
     Tap,
+    suggest_fraction_bits,
 )
 from revgrad.version import __version__
 
 # Not `nn` and `memory`: a star import must not hide torch.nn.
 __all__ = [
     "AdditiveCoupling",
+    "FixedPoint",
     "HaarDownsample",
     "HaarUpsample",
     "JoinSkip",
@@ -32,5 +35,7 @@ __all__ = [
     "SplitSkip",
     "Tap",
     "__version__",
+    "check_reconstruction",
     "is_recomputing",
+    "suggest_fraction_bits",
 ]

@@ -21,6 +21,10 @@ COMMANDS = {
         "revgrad.benchmarks.sequence",
         "memory and time of a reversible sequence against plain training and checkpointing",
     ),
+    "bench accuracy": (
+        "revgrad.benchmarks.accuracy",
+        "how far gradients are off by depth, in float and in exact arithmetic",
+    ),
     "bench reliability": (
         "revgrad.benchmarks.reliability",
         "which reversible libraries compute the right gradients, case by case",

@@ -10,8 +10,8 @@ import torch
 
 from revgrad import machine
 from revgrad.benchmarks.peers import ADAPTORS
+from revgrad.benchmarks.progress import Progress
 from revgrad.benchmarks.sequence import report
-from revgrad.benchmarks.sequence.progress import Progress
 from revgrad.benchmarks.sequence.run import BASE, number_of_steps, run
 from revgrad.benchmarks.sequence.settings import Plan, Settings
 
@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--quick", action="store_true", help="a tiny network: a trial of the benchmark itself")
     add("--variants", nargs="+", choices=ADAPTORS, metavar="NAME", help=", ".join(ADAPTORS))
-    add("--depths", nargs="+", type=_even, help="numbers of sub-networks, default 10 20 40")
-    add("--channels", type=_even, help="of the input, default 64; a stream has half of them")
+    add("--depths", nargs="+", type=even, help="numbers of sub-networks, default 10 20 40")
+    add("--channels", type=even, help="of the input, default 64; a stream has half of them")
     add("--size", type=int, help="of every spatial axis, default 128, in 3D 32")
     add("--batch", type=int, default=1, help="default 1")
     add("--spatial-dims", type=int, choices=(2, 3), default=2, help="default 2")
@@ -82,7 +82,8 @@ def plan_of(args: argparse.Namespace) -> Plan:
     return Plan(settings, variants, tuple(chosen("depths")), chosen("repeats"))
 
 
-def _even(text: str) -> int:
+def even(text: str) -> int:
+    """Parse a number of sub-networks or channels that come in pairs."""
     number = int(text)
     if number < 2 or number % 2:
         raise argparse.ArgumentTypeError(f"{number} is not an even number of at least 2")

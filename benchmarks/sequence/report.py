@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from revgrad import machine
+from revgrad.benchmarks import pages, plot
+from revgrad.benchmarks.pages import table
 from revgrad.benchmarks.peers import ADAPTORS
 from revgrad.benchmarks.sequence.run import BASE, Row
 from revgrad.benchmarks.sequence.settings import Plan, Settings
-from revgrad.optional import MissingExtraError
 
 _MIB = 2**20
 _STATUS = {"missing": "not installed", "failed": "failed"}
@@ -42,32 +41,31 @@ def tables(plan: Plan, rows: Sequence[Row]) -> str:
 
 def write(plan: Plan, rows: Sequence[Row], facts: machine.Facts, folder: Path) -> Path:
     """Write the files into a folder, and return the Markdown page."""
-    folder.mkdir(parents=True, exist_ok=True)
-    page = folder / f"{_name(plan.settings, facts)}.md"
     record = {
         "what": "sequence",
         "machine": facts,
         "plan": asdict(plan),
         "activation": plan.settings.activation,
-        "rows": [asdict(row) for row in rows],
     }
-    page.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    picture = _draw(plan, rows, page.with_suffix(".png"))
-    page.write_text(_page(plan, rows, facts, picture), encoding="utf-8")
-    return page
+    return pages.write(
+        folder / f"{_name(plan.settings, facts)}.md",
+        record,
+        [asdict(row) for row in rows],
+        draw=lambda: plot.memory_and_time(plan.settings, rows),
+        text=lambda picture: _page(plan, rows, facts, picture),
+    )
 
 
 def _page(plan: Plan, rows: Sequence[Row], facts: machine.Facts, picture: bool) -> str:
-    configuration = {**asdict(plan.settings), "depths": plan.depths, "rounds": plan.repeats}
+    settings = {**asdict(plan.settings), "depths": plan.depths, "rounds": plan.repeats}
     parts = [
         "# A reversible sequence in memory and time",
         _introduction(plan.settings),
         *([f"![Memory and time]({_name(plan.settings, facts)}.png)"] if picture else []),
         tables(plan, rows),
-        "Configuration and machine:",
-        _table(("", ""), [*configuration.items(), *facts.items()]),
+        pages.configuration(settings, facts),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def _introduction(settings: Settings) -> str:
@@ -87,7 +85,7 @@ def _by_depth(plan: Plan, rows: Sequence[Row], text: Callable[[Row], str]) -> st
     lines = [
         (variant, *(cells[variant, depth] for depth in plan.depths)) for variant in plan.variants
     ]
-    return _table(("variant", *plan.depths), lines)
+    return table(("variant", *plan.depths), lines)
 
 
 def _peak(row: Row) -> str:
@@ -118,7 +116,7 @@ def _anatomy(plan: Plan, rows: Sequence[Row]) -> str:
         if row.depth == plan.depths[-1] and row.memory is not None
     ]
     heads = (name.replace("_", " ") for name in _CATEGORIES)
-    return _table(("variant", *heads, "evaluations"), lines)
+    return table(("variant", *heads, "evaluations"), lines)
 
 
 def _count(row: Row) -> str:
@@ -137,34 +135,13 @@ def _notes(plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
         yield f"{variant}: {prefix}{reason}"
 
 
-def _table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    cells = [[str(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells)
-
-
 def _name(settings: Settings, facts: machine.Facts) -> str:
     """Names the run by its date, what sets it apart, and the processor or GPU."""
-    parts = [
-        str(facts["date"])[:10],
+    what = [
         "sequence",
         *(["3d"] if settings.spatial_dims == 3 else []),
         *([settings.dtype] if settings.dtype != "float32" else []),
         *(["channels-last"] if settings.channels_last else []),
-        re.sub(r"\W+", "-", str(facts.get("gpu", facts["cpu"])).lower()).strip("-"),
-        f"{settings.threads}-thread{'s' if settings.threads > 1 else ''}",
     ]
-    return "-".join(parts)
-
-
-def _draw(plan: Plan, rows: Sequence[Row], path: Path) -> bool:
-    """Draw the picture if matplotlib is there; else say how to get it."""
-    from revgrad.benchmarks import plot
-
-    try:
-        plot.memory_and_time(plan.settings, rows).savefig(path, dpi=120)
-    except MissingExtraError as error:
-        print(f"No picture: {error}")
-        return False
-    return True
+    threads = f"{settings.threads}-thread{'s' if settings.threads > 1 else ''}"
+    return pages.name(facts, "-".join(what), threads)

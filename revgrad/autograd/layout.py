@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from revgrad.fixed_point import FixedPoint
+
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -46,18 +48,27 @@ def laid_out(tensor: Tensor, strides: Sequence[int], *, copy: bool = False) -> T
         return tensor.clone() if copy else tensor
     if not copy and tensor.stride() == tuple(strides):
         return tensor
-    new = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
-    return new.copy_(tensor)
+    axes = zip(tensor.shape, tensor.stride(), strides, strict=True)
+    if not copy and all(size == 1 or old == new for size, old, new in axes):
+        return tensor.as_strided(tensor.shape, tuple(strides))
+    return tensor.new_empty_strided(tensor.shape, tuple(strides)).copy_(tensor)
 
 
 def alias(tensor: Tensor) -> Tensor:
     """Another tensor on the same memory, with the same strides (`view_as` may choose others)."""
+    if isinstance(tensor, FixedPoint) and not torch.is_grad_enabled():
+        return tensor.same()
     return torch.ops.aten.alias(tensor)
+
+
+def memory_of(tensor: Tensor) -> Tensor:
+    """The tensor that holds the numbers: of fixed-point ones, their integers."""
+    return tensor.integers if isinstance(tensor, FixedPoint) else tensor
 
 
 def is_shared(tensor: Tensor) -> bool:
     """Whether another tensor lives on the same memory, so that writing into it would be seen."""
-    return _uses(tensor) > _USES_OF_ONE
+    return _uses(memory_of(tensor)) > _USES_OF_ONE
 
 
 def _uses(tensor: Tensor) -> int:

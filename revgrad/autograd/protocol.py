@@ -23,11 +23,13 @@ class Part:
         module: The module whose parameters the part uses: the layer or a sub-network of it.
         forward: Maps input to output streams.
         backward_step: As `ReversibleLayer.backward_step`; None for the generic one.
+        stores_input: Its input is stored, because it can't be computed back exactly.
     """
 
     module: nn.Module
     forward: Callable[..., State]
     backward_step: Callable[..., tuple[State, Gradients]] | None
+    stores_input: bool = False
 
 
 class Layer(Protocol):
@@ -35,6 +37,10 @@ class Layer(Protocol):
 
     num_inputs: int
     num_outputs: int
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether fixed-point outputs give the fixed-point inputs back to the bit."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> State:
         """Run the layer with its hooks."""
@@ -44,6 +50,9 @@ class Layer(Protocol):
 
     def parts(self, forward: Callable[..., State]) -> tuple[Part, ...]:
         """The pieces that become nodes."""
+
+    def on_floats(self, function: Callable[..., State], count: int) -> Callable[..., State]:
+        """`function`, which gives `count` streams, for fixed-point ones, computed on floats."""
 
     def anchor(self, outputs: State) -> State:
         """What to store to start anew from."""

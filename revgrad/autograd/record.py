@@ -13,6 +13,7 @@ from revgrad.autograd.context import evaluating
 from revgrad.autograd.protocol import Layer, Part, State
 from revgrad.autograd.recompute import Evaluation, accelerators
 from revgrad.errors import ReversibleError
+from revgrad.fixed_point import FixedPoint
 
 
 class SideInputs:
@@ -91,7 +92,10 @@ class Record:
             else:  # the generic step back repeats the layer as a whole
                 self.whole = Evaluation(self.part.module, self.devices, self.modules)
                 outputs = self.whole.first(self.part.forward, *streams, *args, **kwargs)
-        return check_streams(outputs, self.layer.num_outputs)
+        found = check_streams(outputs, self.layer.num_outputs)
+        if isinstance(streams[0], FixedPoint):
+            check_fixed(found[: self.layer.num_outputs])
+        return found
 
     def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Evaluate a sub-network, called by the layer."""
@@ -112,3 +116,13 @@ def check_streams(outputs: object, count: int) -> State:
         f"the layer returned {type(outputs).__name__}; forward and inverse must return a tuple of "
         f"tensors, one for each stream (here {count})"
     )
+
+
+def check_fixed(streams: State) -> None:
+    """Refuse floats among the streams of a layer that calls itself exact."""
+    if not all(isinstance(s, FixedPoint) for s in streams):
+        raise ReversibleError(
+            "the layer has exact = True, but its streams became floats: exact are sums and "
+            "differences with values of self.run(module, x), and what only moves numbers. Set "
+            "exact = False, and its input is stored in exact arithmetic"
+        )

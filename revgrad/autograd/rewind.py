@@ -17,15 +17,24 @@ from revgrad.autograd.protocol import Gradients, State
 from revgrad.autograd.recompute import Evaluation, call_with_tensors
 from revgrad.autograd.record import Record, check_streams
 from revgrad.errors import ReversibleError
+from revgrad.fixed_point import FixedPoint, Grid, to_fixed, to_float
 
 
 class Evaluated:
     """A sub-network's value in the backward pass, and the way to the gradients behind it."""
 
-    def __init__(self, rewind: Rewind, value: Tensor, inputs: Leaves, grad: Tensor | None) -> None:
+    def __init__(
+        self,
+        rewind: Rewind,
+        value: Tensor,
+        inputs: Leaves,
+        grad: Tensor | None,
+        grid: Grid | None,
+    ) -> None:
         self._rewind = rewind
         self._inputs = inputs
         self._grad = grad
+        self._grid = grid
         self._edge: GradientEdge | None = None
         if grad is not None and value.requires_grad:
             self._edge = get_gradient_edge(value)
@@ -33,7 +42,12 @@ class Evaluated:
         self._value: Tensor | None = value if rewind.differentiable else value.detach()
 
     def take_value(self) -> Tensor:
-        """The value, once: whoever takes it decides how long it stays in memory."""
+        """The value as the stream takes it, once: the taker decides how long it is in memory."""
+        value = self.take_unrounded()
+        return value if self._grid is None else to_fixed(value, self._grid)
+
+    def take_unrounded(self) -> Tensor:
+        """The value as the sub-network gave it."""
         value, self._value = self._value, None
         assert value is not None, "the value was taken before"
         return value
@@ -78,11 +92,16 @@ class Rewind:
         self._evaluations = list(record.evaluations)
 
     def run(self, outputs: State, grads: Gradients) -> tuple[State, Gradients]:
-        """Let the layer compute its inputs and their gradients."""
+        """Let the layer compute its inputs from its outputs, and their gradients."""
         step = self._record.part.backward_step or self._generic
         args, kwargs = self._record.side.with_tensors(self._leaves)
         with torch.set_grad_enabled(self.differentiable):
             return self._with_parameters(self._leaves, step, self, outputs, grads, *args, **kwargs)
+
+    def replay(self, inputs: State, grads: Gradients) -> Gradients:
+        """Gradients of the inputs, where these are known: the part is run forward again."""
+        with torch.set_grad_enabled(self.differentiable):
+            return self._differentiate(inputs, grads, expected=None)
 
     def leaf_grads(self) -> Gradients:
         """Gradients of the side tensors and parameters, in their order."""
@@ -100,12 +119,12 @@ class Rewind:
 
         Args:
             module: The sub-network, a part of the layer.
-            x: Its input, computed back.
+            x: Its input, computed back; the sub-network sees fixed-point numbers as floats.
             grad: Gradient of its result. None if there is none: then none is computed behind it.
             *args: Side inputs, as `backward_step` got them.
             **kwargs: Side inputs by keyword.
         """
-        leaf = self._leaf(x, grad is not None)
+        leaf = self._leaf(to_float(x), grad is not None)
         evaluation = self._next(module, last=True)
         with torch.set_grad_enabled(grad is not None or self.differentiable):
             if not self.differentiable:
@@ -119,7 +138,8 @@ class Rewind:
                 args, kwargs = tree_map(lambda a: new.get(id(a), a), (args, kwargs))
                 call = evaluation.again
                 value = self._with_parameters(others, call, module, leaf, *args, **kwargs)
-        return Evaluated(self, value, Leaves([leaf], others), grad)
+        grid = x.grid if isinstance(x, FixedPoint) else None
+        return Evaluated(self, value, Leaves([leaf], others), grad, grid)
 
     def subtract(self, stream: Tensor, evaluated: Evaluated) -> Tensor:
         """`stream - evaluated`; frees the value.
@@ -127,10 +147,12 @@ class Rewind:
         Written into the stream's own memory, unless somebody else holds it too, such as a hook
         that kept the input of a sub-network.
         """
-        value = evaluated.take_value()
         if self.differentiable or is_shared(stream):
-            return stream - value
-        return stream.sub_(value)
+            return stream - evaluated.take_value()
+        if isinstance(stream, FixedPoint):
+            stream.grid.subtract_(stream.integers, evaluated.take_unrounded())
+            return stream
+        return stream.sub_(evaluated.take_value())
 
     @staticmethod
     def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -166,8 +188,20 @@ class Rewind:
         with evaluating(_Repeat(self, last=True)):
             inverted = whole.again(layer.inverse, *outputs, *args, **kwargs)
         inputs = check_streams(inverted, layer.num_inputs)
+        return inputs, self._differentiate(inputs, grads, expected=outputs)
+
+    def _differentiate(self, inputs: State, grads: Gradients, expected: State | None) -> Gradients:
+        """Run the part forward from its inputs and back-propagate.
+
+        Args:
+            inputs: The input streams.
+            grads: Gradients of the part's results.
+            expected: The output streams, if the result shall be compared with them.
+        """
+        record, whole = self._record, self._record.whole
+        assert whole is not None
         if all(g is None for g in grads):
-            return inputs, (None,) * len(inputs)
+            return (None,) * len(inputs)
         leaves = Leaves([self._leaf(x, True) for x in inputs], self._new_leaves())
         args, kwargs = record.side.with_tensors(leaves.others)
         self._evaluations = list(record.evaluations)
@@ -175,13 +209,14 @@ class Rewind:
             again = self._with_parameters(
                 leaves.others, whole.again, record.part.forward, *leaves.streams, *args, **kwargs
             )
-        self._check_reconstruction(outputs, again)
+        if expected is not None:
+            _expect_equal(expected, again)
         pairs = [
             (get_gradient_edge(a), g.to(a.dtype))
             for a, g in zip(again, grads, strict=True)
             if g is not None and a.requires_grad
         ]
-        return inputs, self._gradients([e for e, _ in pairs], [g for _, g in pairs], leaves)
+        return self._gradients([e for e, _ in pairs], [g for _, g in pairs], leaves)
 
     def _new_leaves(self) -> list[Tensor]:
         """Side tensors and parameters of the forward pass, as ends of a graph of this step."""
@@ -258,20 +293,22 @@ class Rewind:
                     seen.add(following)
                     todo.append(following)
 
-    def _check_reconstruction(self, outputs: State, again: State) -> None:
-        """A wrong inverse, or one that draws other random numbers, gives wrong gradients."""
-        for known, repeated in zip(outputs, again, strict=False):
-            if known.numel() == 0:
-                continue
-            tolerance = max(1e-2, 32 * torch.finfo(known.dtype).eps)
-            deviation, scale = (known - repeated).abs().max(), known.abs().max()
-            if deviation > tolerance * (1 + scale):
-                raise ReversibleError(
-                    "the layer's inverse does not undo its forward pass: running it forward again "
-                    f"is off by {deviation.item():.1e} of {scale.item():.1e}. If it draws random "
-                    "numbers, evaluate the sub-networks that do so through self.run(module, x), "
-                    "which repeats them in either direction"
-                )
+
+def _expect_equal(outputs: State, again: State) -> None:
+    """A wrong inverse, or one that draws other random numbers, gives wrong gradients."""
+    for known, repeated in zip(outputs, again, strict=False):
+        if known.numel() == 0:
+            continue
+        deviation, scale = (known - repeated).abs().max(), known.abs().max()
+        exact = isinstance(known, FixedPoint)
+        tolerance = 0.0 if exact else max(1e-2, 32 * torch.finfo(known.dtype).eps)
+        if deviation > tolerance * (1 + scale):
+            raise ReversibleError(
+                "the layer's inverse does not undo its forward pass: running it forward again "
+                f"is off by {deviation.item():.1e} of {scale.item():.1e}. If it draws random "
+                "numbers, evaluate the sub-networks that do so through self.run(module, x), "
+                "which repeats them in either direction"
+            )
 
 
 class _Repeat:

@@ -1,7 +1,7 @@
 """The tape: hands each reversible layer its output in the backward pass, and takes its input.
 
 Every layer of a memory-saving sequence is one node of the autograd graph (`_Step`), and none of
-them stores an activation. Only the last node (`_Close`) keeps the sequence's output. In the
+them stores an activation. Only the last node (see `closing`) keeps the sequence's output. In the
 backward pass it lays that output on the tape; each layer takes its output from there, computes
 its gradients and its input, and lays the input down for the layer before it.
 """
@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 
 from revgrad.autograd.context import calling
-from revgrad.autograd.layout import alias, dense, dense_format, laid_out
-from revgrad.autograd.protocol import Gradients, Layer, State
+from revgrad.autograd.layout import alias, laid_out, memory_of
+from revgrad.autograd.observers import announce_stored, current_check
+from revgrad.autograd.protocol import Gradients, Layer, Part, State
 from revgrad.autograd.recompute import lock_of, version
 from revgrad.autograd.record import Record, SideInputs
 from revgrad.autograd.rewind import Rewind
+from revgrad.autograd.saved import StoredStreams, behind, saved_tensors
 from revgrad.errors import ReversibleError, locate
+from revgrad.fixed_point import FixedPoint
 
 Identities = list[tuple[int, int]]
 
@@ -113,7 +116,7 @@ class _LayerRun:
         streams, args = args[:count], args[count:]
         side, side_tensors = SideInputs(args, kwargs), SideInputs.tensors(args, kwargs)
         self.inputs = identities(streams)
-        parts = self.layer.parts(forward)
+        parts = self._parts(forward, streams)
         for part in parts:
             record = Record(self.layer, part, side, streams)
             anchor = self.anchor and part is parts[-1]
@@ -124,6 +127,13 @@ class _LayerRun:
         self.outputs = identities(streams)
         outputs: State = streams
         return outputs
+
+    def _parts(self, forward: Callable[..., State], streams: State) -> tuple[Part, ...]:
+        layer = self.layer
+        if isinstance(streams[0], FixedPoint) and not layer.is_exact:
+            on_floats = layer.on_floats(forward, layer.num_outputs)
+            return (Part(layer, on_floats, None, stores_input=True),)  # type: ignore[arg-type]
+        return layer.parts(forward)
 
     def check(self, streams: State, outputs: object) -> None:
         """Refuse hooks on the layer that changed its streams: they can't be computed back."""
@@ -147,7 +157,8 @@ def expect_unchanged(tensors: object, before: Identities | None, what: str) -> N
 
 def identities(tensors: object) -> Identities:
     """What shows whether tensors were replaced or written into."""
-    return [(t.data_ptr(), version(t)) for t in tensors if isinstance(t, Tensor)]  # type: ignore[attr-defined]
+    found = [t for t in tensors if isinstance(t, Tensor)]  # type: ignore[attr-defined]
+    return [(memory_of(t).data_ptr(), version(t)) for t in found]
 
 
 @dataclass(frozen=True)
@@ -161,7 +172,7 @@ class _Node:
     anchor: bool
 
 
-def _aliases(tensors: State) -> State:
+def aliases(tensors: State) -> State:
     """For results of a node, which autograd would pass through `view_as` if they are its inputs."""
     return tuple(map(alias, tensors))
 
@@ -176,10 +187,17 @@ class _Step(torch.autograd.Function):
     def forward(ctx: Any, node: _Node, count: int, *tensors: Tensor) -> State:
         streams, others = tensors[:count], tensors[count:]
         args, kwargs = node.record.side.with_tensors(others)
-        outputs = _aliases(node.record.run_forward(*streams, args=args, kwargs=kwargs))
-        kept = node.record.layer.anchor(outputs) if node.anchor else ()
-        ctx.node, ctx.count, ctx.num_kept = node, count, len(kept)
-        ctx.save_for_backward(*others, *kept)
+        outputs = aliases(node.record.run_forward(*streams, args=args, kwargs=kwargs))
+        kept: State = ()
+        if node.record.part.stores_input:
+            kept = streams
+        elif node.anchor:
+            kept = node.record.layer.anchor(outputs)
+        announce_stored(node.where, kept)
+        check = current_check()
+        ctx.compare = None if check is None else check.expect(node.where, streams)
+        ctx.node, ctx.count, ctx.stored = node, count, StoredStreams(kept)
+        ctx.save_for_backward(*others, *StoredStreams.tensors(kept))
         ctx.set_materialize_grads(False)
         return outputs
 
@@ -199,88 +217,27 @@ def _step_back(ctx: Any, node: _Node, grads: Gradients) -> Gradients:
     record, layer = node.record, node.record.layer
     state = node.tape.take(node.boundary)
     streams, rest = state[: layer.num_outputs], state[layer.num_outputs :]
-    others, kept = _unpack(ctx)
+    saved = saved_tensors(ctx, "a parameter, a side input or a tapped value of it")
+    needs = ctx.needs_input_grad[2:]
+    needs_streams, needs_others = needs[: ctx.count], needs[ctx.count :]
+    others, kept = saved[: len(needs_others)], ctx.stored.restored(saved[len(needs_others) :])
     if node.anchor:
         stored = layer.from_anchor(kept, streams)
         streams = tuple(laid_out(s, x.stride()) for s, x in zip(stored, streams, strict=True))
-    del state, kept
-    needs = ctx.needs_input_grad[2:]
-    needs_streams, needs_others = needs[: ctx.count], needs[ctx.count :]
+    del state, saved
     rewind = Rewind(record, others, needs_others)
     with lock_of(record.part.module):
-        inputs, input_grads = rewind.run(streams, grads)
+        if record.part.stores_input:
+            inputs = behind(kept, streams) if rewind.differentiable else kept
+            input_grads = rewind.replay(inputs, grads)
+        else:
+            del kept
+            inputs, input_grads = rewind.run(streams, grads)
+    if ctx.compare is not None:
+        ctx.compare(inputs)
     if node.boundary > 1 and any(needs_streams):
         # As the layer before gave it, so that its sub-networks see the same strides again.
         before = (laid_out(x, strides) for x, strides in zip(inputs, record.strides, strict=True))
         node.tape.put(node.boundary - 1, (*before, *rest))
     wanted = (g if need else None for g, need in zip(input_grads, needs_streams, strict=True))
     return None, None, *wanted, *rewind.leaf_grads()
-
-
-def _unpack(ctx: Any) -> tuple[State, State]:
-    """The side tensors and parameters, and the stored outputs of an anchor."""
-    saved = _saved_tensors(ctx, "a parameter, a side input or a tapped value of it")
-    cut = len(saved) - ctx.num_kept
-    return saved[:cut], saved[cut:]
-
-
-def _saved_tensors(ctx: Any, what: str) -> State:
-    """What a node stored; `what` names it if it was changed since."""
-    try:
-        saved: State = ctx.saved_tensors
-        return saved
-    except RuntimeError as error:
-        if "modified by an inplace operation" not in str(error):
-            raise
-        raise ReversibleError(
-            f"{what} was changed in place between the forward and the backward pass. The backward "
-            "pass computes activations from it, so change it after backward, or make a new "
-            f"tensor (x = x + 1 instead of x += 1). PyTorch says: {error}"
-        ) from error
-
-
-class _Close(torch.autograd.Function):
-    """The end of a sequence: stores the output, the only activation that is kept.
-
-    Tapped values leave through it too, so that in a backward pass from any of them this node
-    comes first and the tape is fed.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, tape: Tape, join_dim: int | None, count: int, *tensors: Tensor) -> State:
-        state, taps = tensors[:count], tensors[count:]
-        ctx.tape, ctx.join_dim, ctx.count = tape, join_dim, count
-        ctx.sizes = None if join_dim is None else [s.shape[join_dim] for s in state]
-        ctx.strides = [s.stride() for s in state]
-        ctx.formats = [dense_format(s) for s in state]
-        outputs = _aliases(state) if join_dim is None else (torch.cat(state, join_dim),)
-        ctx.save_for_backward(*outputs)
-        ctx.set_materialize_grads(False)
-        return *outputs, *_aliases(taps)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        tape: Tape = ctx.tape
-        saved = _saved_tensors(ctx, f"the output of {tape.name}")
-        outputs, tap_grads = grads[: len(saved)], grads[len(saved) :]
-        if ctx.join_dim is not None:
-            (joined,), (joined_grad,) = saved, outputs
-            saved = joined.split(ctx.sizes, ctx.join_dim)
-            outputs = (None,) * ctx.count
-            if joined_grad is not None:
-                outputs = joined_grad.split(ctx.sizes, ctx.join_dim)
-        # Layers write into what lies on the tape, so it is a copy.
-        state = zip(saved, ctx.strides, strict=True)
-        tape.put(tape.length, tuple(laid_out(s, strides, copy=True) for s, strides in state))
-        gradients = zip(outputs, ctx.formats, strict=True)
-        dense_grads = (None if g is None else dense(g, f) for g, f in gradients)
-        return None, None, None, *dense_grads, *tap_grads
-
-
-def close(
-    tape: Tape, join_dim: int | None, state: State, taps: State
-) -> tuple[Tensor | State, State]:
-    """End a tape: join the state along `join_dim`, or give it back as a tuple if that is None."""
-    outputs: State = _Close.apply(tape, join_dim, len(state), *state, *taps)
-    cut = len(outputs) - len(taps)
-    return (outputs[:cut] if join_dim is None else outputs[0]), outputs[cut:]

@@ -37,6 +37,7 @@ class Kind(Enum):
     NODE = "node"  # a node of the backward pass begins
     BASELINE_FREED = "baseline freed"  # a mark: memory from before the recording was released
     GRADIENT = "gradient"  # a mark: this address holds the gradient of a parameter
+    STORED = "stored"  # a mark: a reversible layer stores what this address holds
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Event:
     """One event of a recording.
 
     `in_backward`: it happened inside a node of the backward pass; `convolution`: the number of the
-    convolution operator in which it happened, or 0.
+    convolution operator in which it happened, or 0; `number`: what the mark says besides.
     """
 
     time: int
@@ -53,6 +54,7 @@ class Event:
     size: int = 0
     in_backward: bool = False
     convolution: int = 0
+    number: int = 0
 
 
 @dataclass
@@ -67,15 +69,16 @@ class Block:
     convolution: int = 0  # the convolution operator that allocated it
     scratch: bool = False  # that operator also released it
     gradient: bool = False
+    stored: int | None = None  # the number of the mark of the layer that stores it
 
     def alive_at(self, index: int) -> bool:
         """Whether the block is held right after event number `index` (-1: at the start)."""
         return self.born <= index and (self.died is None or self.died > index)
 
 
-def mark(kind: Kind, address: int) -> None:
+def mark(kind: Kind, address: int, number: int = 0) -> None:
     """Put a mark into the running recording: it is ordered exactly between its neighbours."""
-    with _RecordFunctionFast(f"{_MARK}/{kind.name}/{address}"):
+    with _RecordFunctionFast(f"{_MARK}/{kind.name}/{address}/{number}"):
         pass
 
 
@@ -124,8 +127,9 @@ def read_events(recorder: profile, device: torch.device) -> list[Event]:
                 address, size = fields.ptr or 0, abs(fields.alloc_size)
                 events.append(Event(time, kind, address, size, in_backward, convolution))
         elif node.name.startswith(_MARK + "/"):
-            _, kind_name, address_text = node.name.split("/")
-            events.append(Event(time, Kind[kind_name], int(address_text)))
+            _, kind_name, *numbers_of_mark = node.name.split("/")
+            address, number = map(int, numbers_of_mark)
+            events.append(Event(time, Kind[kind_name], address, number=number))
         elif node.name.startswith(_ENGINE_NODE):
             events.append(Event(time, Kind.NODE))
             in_backward = True
@@ -194,6 +198,9 @@ class Timeline:
             elif event.kind is Kind.GRADIENT:
                 if block is not None:
                     block.gradient = True
+            elif event.kind is Kind.STORED:
+                if block is not None:
+                    block.stored = event.number
             else:
                 self.nodes.append(index)
             self.times.append(event.time)

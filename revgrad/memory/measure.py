@@ -6,10 +6,13 @@ import contextlib
 import gc
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
+
+from revgrad.autograd.observers import listening_to_stored
 
 from .devices import device_of, resolve
 from .events import Block, Kind, Timeline, mark, read_events, recording
@@ -47,6 +50,9 @@ class MemoryReport:
             a megabyte for most networks. None where it cannot be known: on CUDA (where the
             allocator's counter sees all threads), or where the C library has no `mallinfo2`.
         device: where it was measured, as a string.
+        stored_by: of `kept_for_backward`, what reversible layers store, by layer: the output where
+            the tape starts anew (`anchor_every`), in exact arithmetic the input of a layer that
+            has no exact form.
     """
 
     peak: int
@@ -59,8 +65,9 @@ class MemoryReport:
     peak_without_scratch: int
     unrecorded: int | None
     device: str
+    stored_by: dict[str, int] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, int | str | None]:
+    def as_dict(self) -> dict[str, Any]:
         """The fields by name, ready for JSON."""
         return asdict(self)
 
@@ -70,14 +77,16 @@ class MemoryReport:
             ("  parameters", self.parameters),
             ("  gradients", self.gradients),
             ("  kept for backward", self.kept_for_backward),
+            *((f"    by {where}", size) for where, size in self.stored_by.items()),
             ("  workspace", self.workspace),
             ("  convolution scratch", self.scratch),
             ("  other (alive before)", self.other),
             ("peak without scratch", self.peak_without_scratch),
             ("unrecorded (sampled)", self.unrecorded),
         ]
+        width = max(24, 1 + max(len(name) for name, _ in rows))
         return "\n".join(
-            f"{name:<24}" + ("not measured" if size is None else f"{size / _MIB:12.2f} MiB")
+            f"{name:<{width}}" + ("not measured" if size is None else f"{size / _MIB:12.2f} MiB")
             for name, size in rows
         )
 
@@ -152,10 +161,10 @@ def _measure_cpu(
     step: Callable[[], object], parameters: list[torch.Tensor], device: torch.device
 ) -> MemoryReport:
     watch = StorageWatch(live_storages(device), lambda address: mark(Kind.BASELINE_FREED, address))
-    sampler = MallocSampler()
+    sampler, stored = MallocSampler(), _StoredMarks()
     try:
         with recording() as recorder:
-            with watch.resized(), _gradients_marked(parameters), sampler:
+            with watch.resized(), _gradients_marked(parameters), stored.marked(), sampler:
                 step()
             moved = watch.moved()
     finally:
@@ -171,7 +180,7 @@ def _measure_cpu(
             RuntimeWarning,
             stacklevel=3,
         )
-    report = _classify(timeline, parameters, device)
+    report = _classify(timeline, parameters, device, stored)
     return replace(report, unrecorded=sampler.unrecorded(timeline))
 
 
@@ -187,13 +196,14 @@ def _measure_cuda(
         for block in segment["blocks"]
         if block["state"] == "active_allocated"
     }
+    stored = _StoredMarks()
     with recording() as recorder:
-        with _gradients_marked(parameters):
+        with _gradients_marked(parameters), stored.marked():
             step()
         torch.cuda.synchronize(device)
         counted = torch.cuda.max_memory_allocated(device)
     timeline = Timeline(baseline, read_events(recorder, device), baseline_frees_reported=True)
-    report = _classify(timeline, parameters, device)
+    report = _classify(timeline, parameters, device, stored)
     # The allocator's own counter also knows of threads that the profiler did not follow.
     unseen = max(0, counted - report.peak)
     return replace(
@@ -205,7 +215,10 @@ def _measure_cuda(
 
 
 def _classify(
-    timeline: Timeline, parameters: list[torch.Tensor], device: torch.device
+    timeline: Timeline,
+    parameters: list[torch.Tensor],
+    device: torch.device,
+    stored: _StoredMarks,
 ) -> MemoryReport:
     """Say of each block that is alive at the peak what it is there for."""
     own = set()
@@ -233,16 +246,40 @@ def _classify(
     sums = dict.fromkeys(
         ("parameters", "gradients", "kept_for_backward", "workspace", "scratch", "other"), 0
     )
+    stored_by: dict[str, int] = {}
     for block in timeline.blocks:
         if block.alive_at(timeline.peak_index):
-            sums[category(block)] += block.size
+            kind = category(block)
+            sums[kind] += block.size
+            if block.stored is not None and kind == "kept_for_backward":
+                where = stored.names[block.stored]
+                stored_by[where] = stored_by.get(where, 0) + block.size
     return MemoryReport(
         peak=timeline.peak,
         peak_without_scratch=timeline.peak_without_scratch(),
         unrecorded=None,
         device=str(device),
+        stored_by=stored_by,
         **sums,
     )
+
+
+class _StoredMarks:
+    """Marks in a recording what reversible layers store, and keeps the layers' names."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def marked(self) -> contextlib.AbstractContextManager[None]:
+        """Within this context, what a layer stores is marked."""
+        return listening_to_stored(self._mark)
+
+    def _mark(self, where: str, tensors: tuple[torch.Tensor, ...]) -> None:
+        self.names.append(where)
+        for tensor in tensors:
+            storage = storage_of(tensor)
+            if storage is not None:
+                mark(Kind.STORED, storage.data_ptr(), len(self.names) - 1)
 
 
 @contextlib.contextmanager

@@ -20,10 +20,20 @@ from .devices import resolve
 def storage_of(tensor: torch.Tensor) -> torch.UntypedStorage | None:
     """The storage of `tensor`, or None where it has none of its own (sparse, wrapper subclass)."""
     try:
-        storage = tensor.untyped_storage()
-        # A fake tensor's storage is on the meta device; to ask for its address is an error.
-        return storage if storage.device.type != "meta" and storage.data_ptr() else None
+        return with_memory(tensor.untyped_storage())
     except (RuntimeError, NotImplementedError):  # layouts and subclasses without a storage
+        return None
+
+
+def with_memory(storage: torch.UntypedStorage) -> torch.UntypedStorage | None:
+    """The storage, or None if there is no memory behind it.
+
+    To ask for the address of such a one is an error: a fake tensor's is on the meta device, and
+    that of a functional or wrapped tensor has no data.
+    """
+    try:
+        return storage if storage.device.type != "meta" and storage.data_ptr() else None
+    except RuntimeError:
         return None
 
 
@@ -35,7 +45,7 @@ def live_storages(device: torch.device) -> list[torch.UntypedStorage]:
     found: dict[int, torch.UntypedStorage] = {}
 
     def add(storage: torch.UntypedStorage | None) -> None:
-        if storage is None or storage.device != device or storage.data_ptr() == 0:
+        if storage is None or storage.device != device:
             return
         known = found.get(storage.data_ptr())
         if known is None or known.nbytes() < storage.nbytes():
@@ -53,7 +63,7 @@ def live_storages(device: torch.device) -> list[torch.UntypedStorage]:
                 if thing.is_leaf and thing.grad is not None:
                     add(storage_of(thing.grad))
             elif torch.UntypedStorage in kinds:
-                add(thing)
+                add(with_memory(thing))
     return list(found.values())
 
 

@@ -1,6 +1,7 @@
 """Modules that a user composes: reversible layers and the sequence that runs them."""
 
 from revgrad.nn.coupling import AdditiveCoupling
+from revgrad.nn.fraction_bits import FractionBits, suggest_fraction_bits
 from revgrad.nn.layer import IsometricLayer, ReversibleLayer
 from revgrad.nn.resampling import (
     HaarDownsample,
@@ -14,6 +15,7 @@ from revgrad.nn.tap import Tap
 
 __all__ = [
     "AdditiveCoupling",
+    "FractionBits",
     "HaarDownsample",
     "HaarUpsample",
     "IsometricLayer",
@@ -24,4 +26,5 @@ __all__ = [
     "ReversibleSequence",
     "SplitSkip",
     "Tap",
+    "suggest_fraction_bits",
 ]

@@ -41,6 +41,8 @@ class AdditiveCoupling(ReversibleLayer):
         ReversibleError: If a sub-network's result does not fit the stream it is added to.
     """
 
+    exact = True
+
     def __init__(self, f: nn.Module, g: nn.Module | None = None) -> None:
         super().__init__()
         for name, module in (("f", f), ("g", g)):

@@ -13,6 +13,7 @@ from revgrad.autograd.protocol import Gradients, Part, State
 from revgrad.autograd.recompute import version
 from revgrad.autograd.rewind import Rewind
 from revgrad.errors import ReversibleError
+from revgrad.fixed_point import FixedPoint, to_fixed, to_float
 
 
 class ReversibleLayer(nn.Module):
@@ -42,10 +43,14 @@ class ReversibleLayer(nn.Module):
     Attributes:
         num_inputs: Number of tensors that the layer takes from the front of the state.
         num_outputs: Number of tensors that it puts back.
+        exact: True in a class whose `forward` and `inverse` consist of sums and differences with
+            values of `run` and of what only moves numbers. In exact arithmetic its input is then
+            computed back to the bit; that of any other layer is stored.
     """
 
     num_inputs: int = 2
     num_outputs: int = 2
+    exact: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -106,6 +111,28 @@ class ReversibleLayer(nn.Module):
 
         return depth(method) <= min(depth("forward"), depth("inverse"))
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether `exact` was said of this class's `forward` and `inverse`, or of others."""
+        return self.exact and self._belongs("exact")
+
+    def on_floats(self, function: Callable[..., State], count: int) -> Callable[..., State]:
+        """`forward` or `inverse` for fixed-point streams, computed on floats.
+
+        Args:
+            function: Which of them.
+            count: How many streams it gives. They are rounded to the grid again.
+        """
+
+        @functools.wraps(function)
+        def rounded(*args: Any, **kwargs: Any) -> State:
+            grid = next(a.grid for a in args if isinstance(a, FixedPoint))
+            outputs = function(*map(to_float, args), **kwargs)
+            streams = (to_fixed(s, grid, "the layer's output") for s in outputs[:count])
+            return *streams, *outputs[count:]
+
+        return rounded
+
     def anchor(self, outputs: State) -> State:
         """The tensors to store where the tape shall start anew after this layer.
 
@@ -144,13 +171,16 @@ class ReversibleLayer(nn.Module):
             *args: Side inputs.
             **kwargs: Side inputs by keyword.
         """
-        before = version(x)
+        # The same floats in both passes: nothing is rounded on the way back to the stream but the
+        # value. A stream of floats is handed over as it is.
+        seen = to_float(x)
+        before = version(seen)
         evaluator = current_evaluator()
         if evaluator is None:
-            value = module(x, *args, **kwargs)
+            value = module(seen, *args, **kwargs)
         else:
-            value = evaluator.run(module, (x, *args), kwargs)
-        if version(x) != before:
+            value = evaluator.run(module, (seen, *args), kwargs)
+        if version(seen) != before:
             raise ReversibleError(
                 f"the sub-network {type(module).__name__} changed its input in place, and with it "
                 "the stream that the layer passes on; make its first operation out-of-place "
@@ -161,7 +191,9 @@ class ReversibleLayer(nn.Module):
                 f"the sub-network {type(module).__name__} returned {type(value).__name__}; "
                 "it must return one tensor"
             )
-        return value
+        if not isinstance(x, FixedPoint):
+            return value
+        return to_fixed(value, x.grid, f"the value of the sub-network {type(module).__name__}")
 
 
 def _with_place(forward: Callable[..., State]) -> Callable[..., State]:
@@ -170,10 +202,13 @@ def _with_place(forward: Callable[..., State]) -> Callable[..., State]:
     @functools.wraps(forward)
     def placed(self: ReversibleLayer, *args: Any, **kwargs: Any) -> State:
         place = take_place(self)
-        if place is None:
-            return forward(self, *args, **kwargs)
-        outputs: State = place.enter(functools.partial(forward, self), args, kwargs)
-        return outputs
+        call = functools.partial(forward, self)
+        if place is not None:
+            outputs: State = place.enter(call, args, kwargs)
+            return outputs
+        if not self.is_exact and any(isinstance(a, FixedPoint) for a in args):
+            call = self.on_floats(call, self.num_outputs)  # type: ignore[assignment]
+        return call(*args, **kwargs)
 
     placed._with_place = True  # type: ignore[attr-defined]
     return placed

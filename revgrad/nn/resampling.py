@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 from revgrad.autograd.layout import dense, dense_format
 from revgrad.autograd.protocol import State
 from revgrad.errors import ReversibleError
+from revgrad.fixed_point import FixedPoint, lifting
+from revgrad.fixed_point.tensor import linear
 from revgrad.nn.layer import IsometricLayer
 
 
@@ -39,6 +41,8 @@ class _Resampling(IsometricLayer):
 
 
 class _Downsample(_Resampling):
+    exact = True
+
     def forward(self, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> State:
         """Halve every spatial axis: (N, C, ...) to (N, C * 2**spatial_dims, ...), twice."""
         return _alike(self.down, x1), _alike(self.down, x2)
@@ -53,6 +57,8 @@ class _Downsample(_Resampling):
 
 
 class _Upsample(_Resampling):
+    exact = True
+
     def forward(self, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> State:
         """Double every spatial axis: (N, C * 2**spatial_dims, ...) to (N, C, ...), twice."""
         return _alike(self.up, x1), _alike(self.up, x2)
@@ -87,10 +93,10 @@ class _Haar(_Resampling):
     """
 
     def down(self, x: Tensor) -> Tensor:
-        return _hadamard(blocks_to_channels(x, self.spatial_dims), self.spatial_dims)
+        return _haar(blocks_to_channels(x, self.spatial_dims), self.spatial_dims, inverse=False)
 
     def up(self, x: Tensor) -> Tensor:
-        return channels_to_blocks(_hadamard(x, self.spatial_dims), self.spatial_dims)
+        return channels_to_blocks(_haar(x, self.spatial_dims, inverse=True), self.spatial_dims)
 
 
 class PixelShuffleDownsample(_Downsample, _PixelShuffle):
@@ -151,18 +157,35 @@ def channels_to_blocks(x: Tensor, spatial_dims: int) -> Tensor:
     return moved.reshape(n, c // 2**spatial_dims, *(2 * s for s in size))
 
 
-def _hadamard(x: Tensor, spatial_dims: int) -> Tensor:
+def _haar(x: Tensor, spatial_dims: int, *, inverse: bool) -> Tensor:
     """Orthonormal Hadamard transform over each group of 2**spatial_dims channels.
 
-    Symmetric and its own inverse. In one sum per axis, so nothing larger than the stream arises.
+    Symmetric and its own inverse but for rounding: the operations of the inverse are those of the
+    gradient in plain autograd, so that either gives the same bits.
+    """
+    if isinstance(x, FixedPoint):
+        exact = functools.partial(lifting.haar, spatial_dims=spatial_dims, inverse=inverse)
+        transpose = functools.partial(_haar, spatial_dims=spatial_dims, inverse=not inverse)
+        return linear(x, exact, transpose, growth=lifting.HAAR_GROWTH[spatial_dims])
+    scale = 2.0 ** (-spatial_dims / 2)
+    axes = range(spatial_dims)
+    if inverse:
+        return _sums_and_differences(x * scale, spatial_dims, reversed(axes))
+    return _sums_and_differences(x, spatial_dims, axes) * scale
+
+
+def _sums_and_differences(x: Tensor, spatial_dims: int, axes: Iterable[int]) -> Tensor:
+    """(a, b) to (a + b, a - b) along each axis of the blocks in the channels.
+
+    One axis at a time, so nothing larger than the stream arises.
     """
     n, c, *size = x.shape
     groups = c // 2**spatial_dims
-    for axis in range(spatial_dims):
+    for axis in axes:
         pairs = x.reshape(n, groups * 2**axis, 2, 2 ** (spatial_dims - axis - 1), *size)
         a, b = pairs.unbind(2)
         x = torch.stack((a + b, a - b), 2).reshape(x.shape)
-    return x * math.sqrt(0.5) ** spatial_dims
+    return x
 
 
 def _check_dims(x: Tensor, spatial_dims: int) -> None:

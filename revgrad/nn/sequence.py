@@ -10,12 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from revgrad.autograd.closing import close, close_plainly, opened, with_laid_out_gradients
 from revgrad.autograd.context import calling, evaluating, take_place
-from revgrad.autograd.layout import dense, dense_format, split_dense
 from revgrad.autograd.protocol import State
-from revgrad.autograd.tape import Identities, Tape, close, expect_unchanged, identities
+from revgrad.autograd.tape import Identities, Tape, expect_unchanged, identities
 from revgrad.errors import ReversibleError, locate
+from revgrad.fixed_point import FixedPoint
+from revgrad.fixed_point.range_watch import RangeWatch, watching
+from revgrad.nn.arithmetic import (
+    entered,
+    forward_mode_is_on,
+    new_watch,
+    refuse_unknown,
+    warn_of_drift,
+)
 from revgrad.nn.layer import ReversibleLayer
+from revgrad.nn.streams import dense_streams
 from revgrad.nn.tap import Tap
 
 
@@ -23,8 +33,8 @@ class ReversibleSequence(nn.Module):
     """A sequence of reversible layers that trains without storing their activations.
 
     The backward pass computes each layer's input back from its output, so that memory does not
-    grow with depth. Gradients are those of ordinary autograd, up to the rounding of computing
-    back. ::
+    grow with depth. Gradients are those of ordinary autograd: to the bit in exact arithmetic, up
+    to the rounding of computing back in floating-point arithmetic. ::
 
         net = ReversibleSequence([AdditiveCoupling(block(), block()) for _ in range(50)])
         y = net(x)  # x: (N, C, ...), split into two streams of C / 2 channels
@@ -38,9 +48,20 @@ class ReversibleSequence(nn.Module):
         anchor_every: Store the output of every n-th layer of this sequence too. The backward pass
             starts anew from each, which bounds the drift of computing back by n layers.
         save_memory: If False, ordinary autograd of the same function. May be changed at any time.
+        arithmetic: "float", or "exact": then the streams are fixed-point numbers in 32 bits, whose
+            sums can be taken back to the bit. Sub-networks see them as floats of the input's type;
+            their values are rounded to the grid (with the derivative of the identity). The input
+            of a layer without an exact form (see `ReversibleLayer.exact`) is stored.
+        fraction_bits: Binary digits behind the point of exact streams, 0 to 30. The streams must
+            stay below 2**(31 - fraction_bits) in size; see `revgrad.suggest_fraction_bits`.
+        check: When it is noticed that exact streams leave their range. "async": at the end of the
+            forward pass on a CPU. A GPU is not waited for: output and gradient become NaN there,
+            and the next call of an exact sequence after the host has waited raises the error.
+            "sync": waits and raises in each layer. The error names the layer.
 
     Shapes:
-        x: (N, C, ...) or a tuple of streams. The output has the shape that the layers give.
+        x: (N, C, ...) or a tuple of streams. The output has the shape that the layers give. A
+        `revgrad.FixedPoint` gives one back, which `inverse` turns into the input to the bit.
 
     Note:
         Under autocast the streams are float32 (half-precision inputs are converted): their sums
@@ -55,8 +76,12 @@ class ReversibleSequence(nn.Module):
         split_dim: int = 1,
         anchor_every: int | None = None,
         save_memory: bool = True,
+        arithmetic: str = "float",
+        fraction_bits: int = 20,
+        check: str = "async",
     ) -> None:
         super().__init__()
+        refuse_unknown(arithmetic, fraction_bits, check)
         self.layers = nn.ModuleList(layers)
         for i, layer in enumerate(self.layers):
             if not isinstance(layer, ReversibleLayer | ReversibleSequence):
@@ -67,10 +92,16 @@ class ReversibleSequence(nn.Module):
                 )
         if anchor_every is not None and anchor_every < 1:
             raise ValueError(f"anchor_every must be at least 1 or None, not {anchor_every!r}")
+        if anchor_every is not None and arithmetic == "exact":
+            raise ValueError("exact arithmetic does not drift, so anchor_every must be None")
         _refuse_doubled_taps(self)
+        _refuse_exact_inside(self, arithmetic)
         self.split_dim = split_dim
         self.anchor_every = anchor_every
         self.save_memory = save_memory
+        self.arithmetic = arithmetic
+        self.fraction_bits = fraction_bits
+        self.check = check
 
     def forward(self, x: Tensor | State, *args: Any, **kwargs: Any) -> Any:
         """Run the layers.
@@ -88,11 +119,16 @@ class ReversibleSequence(nn.Module):
         passage: _Passage | None = take_place(self)
         if passage is not None:
             return self._pass(passage, x, args, kwargs)
-        state = self._open(x)
-        passage = _Passage(Tape(self._label()) if self._can_save(state, args, kwargs) else None)
-        with evaluating(None):
+        watch = new_watch(self.arithmetic, self.check)
+        with evaluating(None), watching(watch):
+            state = self._open(x, watch)
+            tape = Tape(self._label()) if self._can_save(state, args, kwargs) else None
+            passage = _Passage(tape, watch)
             state = self._pass(passage, state, args, kwargs)
-        output = self._close(passage, state, joined=isinstance(x, Tensor))
+            factor = None if watch is None else watch.finish()
+        if tape is not None and watch is None and self.anchor_every is None:
+            warn_of_drift(state, tape.length)
+        output = self._close(passage, state, x, factor)
         return (output, passage.taps) if self._has_taps() else output
 
     def inverse(self, y: Tensor | State, *args: Any, **kwargs: Any) -> Any:
@@ -103,16 +139,15 @@ class ReversibleSequence(nn.Module):
             *args: The side inputs of `forward`.
             **kwargs: The same by keyword.
         """
-        state = self._open(y, inverse=True)
-        for name, layer in reversed(list(self._named_layers())):
-            taken = layer.num_outputs
-            try:
-                inputs = layer.inverse(*_enough(state, taken), *args, **kwargs)
-            except Exception as error:
-                locate(error, _where(layer, name))
-                raise
-            state = tuple(inputs) + state[taken:]
-        return torch.cat(state, self.split_dim) if isinstance(y, Tensor) else state
+        watch = new_watch(self.arithmetic, self.check)
+        with evaluating(None), watching(watch):
+            state = self._open(y, watch, inverse=True)
+            for name, layer in reversed(list(self._named_layers())):
+                state = _inverted(layer, _where(layer, name), state, args, kwargs, watch)
+            factor = None if watch is None else watch.finish()
+        inputs = (torch.cat(state, self.split_dim),) if isinstance(y, Tensor) else state
+        inputs = opened(inputs, _are_floats(y), factor)
+        return inputs[0] if isinstance(y, Tensor) else inputs
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -124,59 +159,24 @@ class ReversibleSequence(nn.Module):
         return iter(self.layers)
 
     def extra_repr(self) -> str:
-        return (
+        options = (
             f"split_dim={self.split_dim}, anchor_every={self.anchor_every}, "
-            f"save_memory={self.save_memory}"
+            f"save_memory={self.save_memory}, arithmetic={self.arithmetic!r}"
+        )
+        if self.arithmetic == "float":
+            return options
+        options += f", fraction_bits={self.fraction_bits}, check={self.check!r}"
+        stored = [_where(la, name) for name, la in self._named_layers() if not la.is_exact]
+        return options + (
+            f"\ninput stored, as it has no exact form: {', '.join(stored)}" * bool(stored)
         )
 
     # --- inside -------------------------------------------------------------------------------
 
-    def _open(self, x: Tensor | State, inverse: bool = False) -> State:
-        """Make dense streams of the input."""
-        if isinstance(x, Tensor):
-            x = _at_least_float32(x)
-            return tuple(split_dense(x, self._stream_sizes(x, inverse), self.split_dim))
-        if not isinstance(x, tuple | list) or not all(isinstance(t, Tensor) for t in x):
-            raise TypeError(f"expected a tensor or a tuple of streams, not {type(x).__name__}")
-        return tuple(dense(t, dense_format(t)) for t in map(_at_least_float32, x))
-
-    def _stream_sizes(self, x: Tensor, inverse: bool) -> tuple[int, ...]:
-        """How a joined tensor is split."""
-        if not -x.dim() <= self.split_dim < x.dim():
-            raise ReversibleError(
-                f"an input of shape {tuple(x.shape)} has no axis {self.split_dim} to be split along"
-            )
-        total = x.shape[self.split_dim]
-        if total < 2:
-            raise ReversibleError(
-                f"an axis of {total} can't be split into two streams; split_dim="
-                f"{self.split_dim} must have at least 2 entries"
-            )
-        if not inverse:
-            return (total + 1) // 2, total // 2
-        if self.split_dim % x.dim() != 1:
-            if total % 2:
-                raise ReversibleError(
-                    f"how {total} entries of axis {self.split_dim} were split is not known; give "
-                    "the streams to inverse as a tuple"
-                )
-            return total // 2, total // 2
-        return self._output_sizes(total)
-
-    def _output_sizes(self, total: int) -> tuple[int, ...]:
-        """The channels of the two output streams that have `total` together.
-
-        The layers may change the number of channels, so it takes the input that gives `total`.
-        """
-        channels = total * 128 // sum(self._out_channels((64, 64)))
-        for guess in (channels, channels + 1):
-            sizes = self._out_channels(((guess + 1) // 2, guess // 2))
-            if sum(sizes) == total and len(sizes) == 2:
-                return sizes
-        raise ReversibleError(
-            f"no input of this sequence has an output with {total} channels in two streams; "
-            "give the streams to inverse as a tuple"
-        )
+    def _open(self, x: Tensor | State, watch: RangeWatch | None, inverse: bool = False) -> State:
+        """Make dense streams of the input, or of the output for the inverse."""
+        streams = dense_streams(x, self.split_dim, self._out_channels if inverse else None)
+        return entered(streams, self.fraction_bits, watch)
 
     def _out_channels(self, channels: tuple[int, ...]) -> tuple[int, ...]:
         for _, layer in self._named_layers():
@@ -188,7 +188,7 @@ class ReversibleSequence(nn.Module):
         """Whether there is a backward pass to save memory for, and the tape can serve it."""
         if not self.save_memory or not torch.is_grad_enabled():
             return False
-        if torch._C._are_functorch_transforms_active() or _forward_mode_is_on():
+        if torch._C._are_functorch_transforms_active() or forward_mode_is_on():
             return False
         tensors = (t for t in tree_leaves((state, args, kwargs)) if isinstance(t, Tensor))
         return any(t.requires_grad for t in tensors) or any(
@@ -208,6 +208,8 @@ class ReversibleSequence(nn.Module):
                 continue
             assert isinstance(layer, ReversibleLayer)
             where = _where(layer, f"{passage.prefix}{i}")
+            if passage.watch is not None:
+                passage.watch.where = where
             try:
                 _enough(state, layer.num_inputs)
                 state, extra = passage.run(layer, where, state, args, kwargs, self._anchors(i))
@@ -244,17 +246,27 @@ class ReversibleSequence(nn.Module):
     def _anchors(self, i: int) -> bool:
         return self.anchor_every is not None and (i + 1) % self.anchor_every == 0
 
-    def _close(self, passage: _Passage, state: State, joined: bool) -> Tensor | State:
+    def _close(
+        self, passage: _Passage, state: State, x: Tensor | State, factor: Tensor | None
+    ) -> Tensor | State:
+        """The output in the form of the input `x`: joined or not, floats or fixed-point."""
+        joined, floats = isinstance(x, Tensor), _are_floats(x)
         if joined and len(state) != 2:
             raise ReversibleError(
                 f"the sequence ends with {len(state)} tensors in its state: a SplitSkip lacks its "
                 "JoinSkip. Join it, or give the input as a tuple of streams to get a tuple back"
             )
         dim = self.split_dim if joined else None
-        if passage.tape is None:
-            return state if dim is None else torch.cat(state, dim)
-        output, values = close(passage.tape, dim, state, tuple(passage.taps.values()))
-        passage.taps = dict(zip(passage.taps, values, strict=True))
+        taps = tuple(passage.taps.values())
+        output: Tensor | State
+        options: dict[str, Any] = {"floats": floats, "factor": factor}
+        if passage.tape is not None:
+            output, taps = close(passage.tape, dim, state, taps, **options)
+        elif passage.watch is not None:
+            output, taps = close_plainly(dim, state, taps, **options)
+        else:
+            output = state if dim is None else torch.cat(state, dim)
+        passage.taps = dict(zip(passage.taps, taps, strict=True))
         return output
 
     def _named_layers(self, prefix: str = "") -> Iterator[tuple[str, ReversibleLayer]]:
@@ -277,6 +289,7 @@ class _Passage:
     """One run through a sequence and the sequences inside it."""
 
     tape: Tape | None
+    watch: RangeWatch | None
     taps: dict[str, Tensor] = field(default_factory=dict)
     prefix: str = ""
     entered: Identities | None = None
@@ -284,7 +297,7 @@ class _Passage:
 
     def inside(self, i: int) -> _Passage:
         """The same passage inside the sequence that is layer `i`."""
-        return _Passage(self.tape, self.taps, f"{self.prefix}{i}.")
+        return _Passage(self.tape, self.watch, self.taps, f"{self.prefix}{i}.")
 
     def run(
         self,
@@ -298,10 +311,42 @@ class _Passage:
         """The state after `layer`, and what it gave besides."""
         if self.tape is not None:
             anchor = anchor or (isinstance(layer, Tap) and layer.head is None)
+            # Exact streams do not drift, and a tapped value holds them rounded to floats.
+            anchor = anchor and self.watch is None
             return self.tape.run(layer, where, state, args, kwargs, anchor)
         outputs = layer(*state[: layer.num_inputs], *args, **kwargs)
-        count = layer.num_outputs
-        return tuple(outputs[:count]) + state[layer.num_inputs :], tuple(outputs[count:])
+        streams, rest = outputs[: layer.num_outputs], outputs[layer.num_outputs :]
+        if self.watch is not None:
+            streams = with_laid_out_gradients(streams)
+        return tuple(streams) + state[layer.num_inputs :], tuple(rest)
+
+
+def _inverted(
+    layer: ReversibleLayer,
+    where: str,
+    state: State,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    watch: RangeWatch | None,
+) -> State:
+    """The state before `layer`, from the one after it."""
+    taken = layer.num_outputs
+    invert = layer.inverse
+    if watch is not None:
+        watch.where = where
+        if not layer.is_exact:
+            invert = layer.on_floats(invert, layer.num_inputs)
+    try:
+        inputs = invert(*_enough(state, taken), *args, **kwargs)
+    except Exception as error:
+        locate(error, where)
+        raise
+    return tuple(inputs) + state[taken:]
+
+
+def _are_floats(x: Tensor | State) -> bool:
+    """Whether the caller works with floats, and not with fixed-point numbers."""
+    return not isinstance(x if isinstance(x, Tensor) else x[0], FixedPoint)
 
 
 def _enough(state: State, count: int) -> State:
@@ -317,17 +362,18 @@ def _where(layer: nn.Module, name: str) -> str:
     return f"layer {name} ({type(layer).__name__})"
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    half = x.dtype in (torch.float16, torch.bfloat16)
-    return x.float() if half and torch.is_autocast_enabled(x.device.type) else x
-
-
-def _forward_mode_is_on() -> bool:
-    return torch.autograd.forward_ad._current_level >= 0
-
-
 def _refuse_doubled_taps(sequence: ReversibleSequence) -> None:
     names = [layer.name for _, layer in sequence._named_layers() if isinstance(layer, Tap)]
     doubled = {name for name in names if names.count(name) > 1}
     if doubled:
         raise ValueError(f"two taps of a sequence have the same name: {sorted(doubled)}")
+
+
+def _refuse_exact_inside(sequence: ReversibleSequence, arithmetic: str) -> None:
+    """The outermost sequence decides for all, so an inner one must not ask for more."""
+    for i, layer in enumerate(sequence.layers):
+        if isinstance(layer, ReversibleSequence) and layer.arithmetic == "exact" != arithmetic:
+            raise ValueError(
+                f'layer {i} is a sequence with arithmetic="exact", but the outermost sequence '
+                'decides for all that are inside: give it arithmetic="exact" and the fraction_bits'
+            )

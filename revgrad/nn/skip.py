@@ -65,6 +65,7 @@ class SplitSkip(_Skip):
     """
 
     num_outputs = 4
+    exact = True
 
     def forward(self, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> State:
         """Split each stream along its channels."""
@@ -93,6 +94,7 @@ class JoinSkip(_Skip):
     """
 
     num_inputs = 4
+    exact = True
 
     def forward(
         self, x1: Tensor, x2: Tensor, skip1: Tensor, skip2: Tensor, *args: Any, **kwargs: Any

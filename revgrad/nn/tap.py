@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from revgrad.autograd.layout import split_dense
 from revgrad.autograd.protocol import Gradients, State
 from revgrad.autograd.rewind import Rewind
+from revgrad.fixed_point import to_float
 from revgrad.nn.layer import ReversibleLayer
 
 
@@ -28,6 +29,8 @@ class Tap(ReversibleLayer):
         dim: Axis along which the streams are joined.
     """
 
+    exact = True
+
     def __init__(self, name: str, head: nn.Module | None = None, dim: int = 1) -> None:
         super().__init__()
         if not isinstance(name, str) or not name:
@@ -40,7 +43,7 @@ class Tap(ReversibleLayer):
 
     def forward(self, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> State:
         """The streams as they are, and the tapped value."""
-        joined = torch.cat((x1, x2), self.dim)
+        joined = to_float(torch.cat((x1, x2), self.dim))
         return x1, x2, joined if self.head is None else self.run(self.head, joined)
 
     def inverse(self, y1: Tensor, y2: Tensor, *args: Any, **kwargs: Any) -> State:
@@ -53,8 +56,8 @@ class Tap(ReversibleLayer):
         """Add the gradient of the tapped value to that of the streams."""
         *stream_grads, grad = grads
         if self.head is not None:
-            head = rewind.evaluate(self.head, torch.cat(outputs, self.dim), grad)
-            head.take_value()
+            head = rewind.evaluate(self.head, to_float(torch.cat(outputs, self.dim)), grad)
+            head.take_unrounded()
             grad = head.pull()
         if grad is None:
             return outputs, tuple(stream_grads)

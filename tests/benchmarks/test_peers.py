@@ -11,6 +11,7 @@ from revgrad.benchmarks import peers
 from revgrad.benchmarks.peers import ADAPTORS, available
 
 SLOW = {"compiled"}
+ROUNDS = {"revgrad-exact"}  # its streams have 20 binary digits behind the point
 
 
 def adaptors():
@@ -47,7 +48,7 @@ def test_same_function_as_plain(name):
     found = gradients(name, couplings)
     assert len(found) == 10
     for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5 if name in ROUNDS else 1e-10)
 
 
 @pytest.mark.parametrize("name", ADAPTORS)
@@ -92,7 +93,9 @@ def test_compiled_takes_the_compiler_of_the_environment(monkeypatch):
     assert available("compiled")
 
 
-@pytest.mark.parametrize("name", ["plain", "revgrad", "checkpoint", "checkpoint-selective"])
+@pytest.mark.parametrize(
+    "name", ["plain", "revgrad", "revgrad-exact", "checkpoint", "checkpoint-selective"]
+)
 def test_what_needs_no_package_is_always_there(name, monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda package: None)
     assert available(name)

@@ -13,10 +13,10 @@ from torch import nn
 from revgrad import machine
 from revgrad.benchmarks import plot
 from revgrad.benchmarks.peers import ADAPTORS, Availability, available
+from revgrad.benchmarks.progress import Progress
 from revgrad.benchmarks.sequence import add_arguments, report, run, tasks
 from revgrad.benchmarks.sequence.command import main, plan_of
 from revgrad.benchmarks.sequence.process import TaskError, run_task
-from revgrad.benchmarks.sequence.progress import Progress
 from revgrad.benchmarks.sequence.run import Row
 from revgrad.benchmarks.sequence.settings import Plan, Settings
 from revgrad.benchmarks.sequence.workload import Step, couplings

@@ -10,8 +10,10 @@ import numpy
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint_sequential
 
+from revgrad import FixedPoint
 from revgrad.memory import MemoryReport, live_bytes, measure
 from revgrad.memory.unrecorded import malloc_counter
 
@@ -591,3 +593,19 @@ def test_cuda_agrees_with_the_allocators_counter():
     step()
     torch.cuda.synchronize()
     assert report.peak == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["fixed-point", "functional", "fake"])
+def test_storages_without_memory_are_passed_over(kind):
+    """Their tensors may be alive, and hold on to the storages."""
+    before = live_bytes()
+    if kind == "fixed-point":
+        tensor = FixedPoint.from_float(torch.ones(1000))
+    elif kind == "functional":
+        tensor = torch._to_functional_tensor(torch.ones(1000))
+    else:
+        with FakeTensorMode():
+            tensor = torch.ones(1000)
+    storage = tensor.untyped_storage()
+    assert live_bytes() - before == (0 if kind == "fake" else 4000)
+    assert storage is not None

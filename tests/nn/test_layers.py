@@ -1,6 +1,7 @@
 """Each reversible layer by itself and in a sequence: inverse, gradient, errors that name it."""
 
 import threading
+import warnings
 
 import pytest
 import torch
@@ -678,3 +679,27 @@ def test_the_inverse_along_another_axis_needs_equal_streams():
     channels = ReversibleSequence([AdditiveCoupling(conv(1, 1, 2))], split_dim=-2)
     x = torch.randn(2, 3, 5, dtype=DOUBLE)
     assert torch.allclose(channels.inverse(channels(x)), x)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "autocast", "float32"])
+def test_deep_half_precision_is_warned_of_drift(kind):
+    def step(depth, **options):
+        layers = [AdditiveCoupling(nn.Hardtanh()) for _ in range(depth)]
+        net = ReversibleSequence(layers, **options)
+        x = torch.randn(1, 2, 2, 2, requires_grad=True)
+        if kind == "bfloat16":
+            net, x = net.bfloat16(), x.bfloat16()
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+            net(x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(20)
+        step(120, arithmetic="exact")
+        step(120, anchor_every=20)
+        if kind == "float32":
+            step(120)
+    if kind != "float32":
+        with pytest.warns(UserWarning, match='Use arithmetic="exact"') as caught:
+            step(120)
+        assert caught[0].filename == __file__

@@ -1,0 +1,82 @@
+"""What the reports of the benchmarks share: tables in Markdown, and the files of a run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from revgrad.machine import Facts
+from revgrad.optional import MissingExtraError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
+    """A table in Markdown, aligned for the eye."""
+    cells = [[str(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells)
+
+
+def configuration(settings: Mapping[str, object], facts: Facts) -> str:
+    """Everything that a run's figures depend on, as the end of its page."""
+    rows = table(("", ""), [*settings.items(), *facts.items()])
+    return f"Configuration and machine:\n\n{rows}\n"
+
+
+def name(facts: Facts, what: str, *apart: str) -> str:
+    """Names a run by its date, what was measured, what sets it apart, and processor or GPU.
+
+    Args:
+        facts: Of the machine.
+        what: The benchmark, and more that shall stand before the processor.
+        *apart: What shall stand behind it.
+    """
+    machine = re.sub(r"\W+", "-", str(facts.get("gpu", facts["cpu"])).lower()).strip("-")
+    return "-".join((str(facts["date"])[:10], what, machine, *apart))
+
+
+def write(
+    page: Path,
+    record: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    draw: Callable[[], Figure],
+    text: Callable[[bool], str],
+) -> Path:
+    """Write a run's files into a folder: JSON, Markdown and, with matplotlib, a picture.
+
+    Args:
+        page: The Markdown page; the other files stand beside it.
+        record: What was run and where, for JSON.
+        rows: All that was found.
+        draw: Makes the picture.
+        text: Makes the page; told whether there is a picture.
+
+    Returns:
+        The page.
+    """
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.with_suffix(".json").write_text(_json(record, rows), encoding="utf-8")
+    page.write_text(text(_save(draw, page.with_suffix(".png"))), encoding="utf-8")
+    return page
+
+
+def _json(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The record with its rows as one object, a line for each row."""
+    lines = ",\n  ".join(map(json.dumps, rows))
+    return f'{json.dumps(record, indent=1)[:-2]},\n "rows": [\n  {lines}\n ]\n}}\n'
+
+
+def _save(draw: Callable[[], Figure], path: Path) -> bool:
+    """Draw the picture if matplotlib is there; else say how to get it."""
+    try:
+        draw().savefig(path, dpi=120)
+    except MissingExtraError as error:
+        print(f"No picture: {error}")
+        return False
+    return True

@@ -1,0 +1,195 @@
+"""Notice without waiting for the device when fixed-point numbers leave their range.
+
+An integer sum that is too large wraps around. It can still be taken back, but what the
+sub-networks see is garbage, so no gradient may come of it. Every value and every sum of a forward
+pass leaves an upper bound of its size on the device. At the end of the pass these are sent to the
+host. Where that takes time (on a GPU), the pass goes on: if a bound was too large, the output and
+its gradient become NaN on the device, and the next call that finds the bounds arrived raises an
+error that names the layer.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from revgrad.errors import ReversibleError
+
+if TYPE_CHECKING:
+    from revgrad.fixed_point.grid import Grid
+
+# Bounds are float32, whose sums are off by up to 2**-24 of 2**31.
+_LIMIT = 2.0**31 - 2.0**10
+
+
+@dataclass(frozen=True)
+class _Note:
+    """One bound: whose it is, and what it is of."""
+
+    where: str | None
+    what: str
+    grid: Grid
+
+    def error(self, bound: float) -> ReversibleError:
+        if not math.isfinite(bound):
+            return ReversibleError(
+                f"{self.what} is not finite (NaN or infinite), which exact arithmetic can't hold",
+                self.where,
+            )
+        bits = self.grid.fraction_bits
+        return ReversibleError(
+            f"{self.what} reaches {bound * self.grid.step:.4g} in size, but with fraction_bits="
+            f"{bits} numbers must stay below {self.grid.limit:g}. Take fewer fraction_bits "
+            "(revgrad.suggest_fraction_bits finds a number), normalise, or use "
+            'arithmetic="float"',
+            self.where,
+        )
+
+
+class RangeWatch:
+    """Collects the bounds of one forward pass.
+
+    Args:
+        at_once: Wait for each bound and raise where it is left, instead of at the end.
+
+    Attributes:
+        where: The layer that is running, for messages.
+    """
+
+    def __init__(self, at_once: bool = False) -> None:
+        self.where: str | None = None
+        self._at_once = at_once
+        self._notes: list[_Note] = []
+        self._bounds: list[Tensor] = []
+
+    def of_value(self, value: Tensor, grid: Grid, what: str) -> Tensor:
+        """Note a float value that is about to be rounded; returns its bound in steps of the grid.
+
+        The half step that rounding may add is within the limit's slack.
+        """
+        bound = _largest(value.detach()) * 2.0**grid.fraction_bits
+        self._note(what, grid, bound)
+        return bound
+
+    def of_stream(self, bound: Tensor, integers: Tensor, grid: Grid) -> Tensor:
+        """Note the bound of integers computed from others; returns one as good or better."""
+        self._note("the stream", grid, bound)
+        # The sum of bounds grows with depth where the stream does not. Where looking at a number
+        # costs no waiting, the stream is only measured again when the bound has become large.
+        if answers_at_once(bound.device) and bound.item() < _LIMIT / 2:
+            return bound
+        return self.measured(integers)
+
+    @staticmethod
+    def measured(integers: Tensor) -> Tensor:
+        """The size of the largest of some integers that are known to fit."""
+        return _largest(integers)
+
+    def finish(self) -> Tensor | None:
+        """Judge the pass, or send the bounds to the host to be judged later.
+
+        Returns:
+            None if all is well, or a scalar to multiply output and gradient with: 1 or, if a
+            number has left its range, NaN.
+        """
+        if not self._bounds or self._at_once:
+            return None
+        device = self._bounds[-1].device
+        bounds = torch.stack([b.to(device, non_blocking=True) for b in self._bounds])
+        if answers_at_once(device):
+            self._judge(bounds)
+            return None
+        _pending.append((self._judge, Parcel(bounds)))
+        return torch.where((bounds < _LIMIT).all(), 1.0, math.nan)
+
+    def _note(self, what: str, grid: Grid, bound: Tensor) -> None:
+        # An error that is raised here passes through the layer's own call, which names the layer.
+        note = _Note(None if self._at_once else self.where, what, grid)
+        if self._at_once:
+            value = bound.item()
+            if not value < _LIMIT:
+                raise note.error(value)
+            return
+        self._notes.append(note)
+        self._bounds.append(bound)
+
+    def _judge(self, bounds: Tensor) -> None:
+        for note, bound in zip(self._notes, bounds.tolist(), strict=True):
+            if not bound < _LIMIT:
+                raise note.error(bound)
+
+
+def _largest(x: Tensor) -> Tensor:
+    """The largest size of the elements, a float32 scalar; NaN if one is NaN."""
+    if x.numel() == 0:
+        return torch.zeros((), device=x.device)
+    low, high = torch.aminmax(x)
+    return torch.maximum(-low.float(), high.float())
+
+
+class Parcel:
+    """A copy of a tensor on its way to the host."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._values = torch.empty_like(tensor, device="cpu", pin_memory=True)
+        self._values.copy_(tensor, non_blocking=True)
+        self._arrived = torch.Event(tensor.device)
+        self._arrived.record()
+
+    def has_arrived(self) -> bool:
+        """Whether the values are there; never waits."""
+        return self._arrived.query()
+
+    def values(self) -> Tensor:
+        """The values on the host; waits for them."""
+        self._arrived.synchronize()
+        return self._values
+
+
+def answers_at_once(device: torch.device) -> bool:
+    """Whether reading a number from the device costs no waiting."""
+    return device.type == "cpu"
+
+
+_pending: list[tuple[Callable[[Tensor], None], Parcel]] = []
+_lock = threading.Lock()
+
+
+def raise_pending() -> None:
+    """Raise the error of an earlier pass whose bounds have arrived since. Never waits."""
+    with _lock:
+        arrived = [entry for entry in _pending if entry[1].has_arrived()]
+        for entry in arrived:
+            _pending.remove(entry)
+    for judge, parcel in arrived:
+        judge(parcel.values())
+
+
+class _Local(threading.local):
+    watch: RangeWatch | None = None
+
+
+_local = _Local()
+
+
+def current_watch() -> RangeWatch | None:
+    """The watch over the running forward pass."""
+    return _local.watch
+
+
+@contextmanager
+def watching(watch: RangeWatch | None) -> Iterator[None]:
+    """Let `watch` collect the bounds of what runs inside."""
+    before = _local.watch
+    _local.watch = watch
+    try:
+        yield
+    finally:
+        _local.watch = before

@@ -1,0 +1,296 @@
+"""A tensor of fixed-point numbers, and its doors to floats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+from revgrad.errors import ReversibleError
+from revgrad.fixed_point.grid import Grid
+from revgrad.fixed_point.range_watch import current_watch
+
+aten = torch.ops.aten
+
+# What moves numbers without changing them.
+_MOVES = {
+    aten.alias, aten.as_strided, aten.cat, aten.clone, aten.detach, aten.expand, aten.flip,
+    aten.gather, aten.index, aten.index_select, aten.new_empty_strided, aten.permute,
+    aten.pixel_shuffle, aten.pixel_unshuffle, aten.roll, aten.select, aten.slice, aten.split,
+    aten.split_with_sizes, aten.squeeze, aten.stack, aten.t, aten.transpose, aten.unbind,
+    aten.unfold, aten.unsqueeze, aten.view, aten._unsafe_view, aten._reshape_alias,
+}  # fmt: skip
+_SUMS = {aten.add, aten.sub}
+
+
+class FixedPoint(Tensor):
+    """A tensor of numbers n * 2**-fraction_bits, held as 32-bit integers n.
+
+    To autograd and to everything that looks at it, it is a float tensor: it may require a
+    gradient, and gradients are floats. Sums, differences, negation and whatever only moves numbers
+    (views, permutations, concatenation) are exact and give fixed-point numbers again. Any other
+    operation sees floats and gives floats.
+
+    Make one with `FixedPoint.from_float` and read it with `to_float`. A `ReversibleSequence` with
+    exact arithmetic takes one, and then gives one back: nothing is rounded at its doors.
+
+    Attributes:
+        integers: n, int32.
+        grid: The distance of the numbers, and the float type that stands for them.
+        bound: No number is larger in size, in steps of the grid; a scalar on the tensor's device,
+            or None where nobody asks.
+    """
+
+    integers: Tensor
+    grid: Grid
+    bound: Tensor | None
+
+    # Functions of the Python layer need no treatment: all happens in __torch_dispatch__.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, integers: Tensor, grid: Grid, bound: Tensor | None = None) -> FixedPoint:
+        made: FixedPoint = torch.Tensor._make_wrapper_subclass(
+            cls,
+            integers.size(),
+            strides=integers.stride(),
+            storage_offset=integers.storage_offset(),
+            dtype=grid.gradient_dtype,
+            device=integers.device,
+        )
+        return made
+
+    def __init__(self, integers: Tensor, grid: Grid, bound: Tensor | None = None) -> None:
+        self.integers = integers
+        self.grid = grid
+        self.bound = bound
+
+    @classmethod
+    def from_float(cls, x: Tensor, fraction_bits: int = 20) -> Tensor:
+        """Round a float tensor of any shape to the grid; the derivative is that of the identity.
+
+        Args:
+            x: Floats less than 2**(31 - fraction_bits) in size.
+            fraction_bits: Binary digits behind the point, 0 to 30.
+
+        Raises:
+            ReversibleError: If a number is too large or not finite.
+        """
+        grid = Grid(fraction_bits, x.dtype)
+        fixed = to_fixed(x, grid)
+        largest = x.detach().abs().amax().item() if x.numel() else 0.0
+        if not largest < grid.limit:
+            raise ReversibleError(
+                f"a number of size {largest:.4g} does not fit: with fraction_bits={fraction_bits} "
+                f"they must be finite and less than {grid.limit:g} in size"
+            )
+        return fixed
+
+    def to_float(self) -> Tensor:
+        """The numbers as floats of the type they came from."""
+        return to_float(self)
+
+    def tolist(self) -> Any:
+        """The numbers as Python floats."""
+        return to_float(self.detach()).tolist()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        """The numbers as an array of floats."""
+        return self.to_float().numpy(force=force)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
+        floats = repr(to_float(self.detach())).removeprefix("tensor(").removesuffix(")")
+        return f"FixedPoint({floats}, fraction_bits={self.grid.fraction_bits})"
+
+    def same(self) -> FixedPoint:
+        """Another tensor of the same integers, unknown to autograd."""
+        return FixedPoint(self.integers, self.grid, self.bound)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        leaves, _ = tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        fixed = [t for t in tensors if isinstance(t, FixedPoint)]
+        packet = func.overloadpacket
+        if packet in _MOVES and _moved(packet, fixed, tensors):
+            return _wrap(func(*tree_map(_integers, args), **tree_map(_integers, kwargs)), fixed)
+        if packet in _SUMS and len(fixed) == len(tensors) == 2 and _alpha(args, kwargs) in (1, -1):
+            return _sum(func, args, kwargs, fixed)
+        if packet is aten._to_copy and kwargs.get("dtype", fixed[0].dtype) == fixed[0].dtype:
+            moved = {name: value for name, value in kwargs.items() if name != "dtype"}
+            return _wrap(func(fixed[0].integers, **moved), fixed)
+        if packet is aten.neg:
+            return _wrap(func(fixed[0].integers), fixed)
+        if packet is aten.copy_ and len(fixed) == 2:
+            fixed[0].integers.copy_(fixed[1].integers, *args[2:], **kwargs)
+            return args[0]
+        if func._schema.is_mutable and isinstance(_mutated(func, args, kwargs), FixedPoint):
+            raise ReversibleError(
+                f"{packet} would write floats into a fixed-point stream; make a new tensor instead"
+            )
+        return func(*tree_map(_floats, args), **tree_map(_floats, kwargs))
+
+
+def _integers(x: Any) -> Any:
+    return x.integers if isinstance(x, FixedPoint) else x
+
+
+def _floats(x: Any) -> Any:
+    return x.grid.floats(x.integers, x.dtype) if isinstance(x, FixedPoint) else x
+
+
+def _moved(packet: Any, fixed: list[FixedPoint], tensors: list[Tensor]) -> bool:
+    """Whether all that is moved is of one grid (other tensors may be indices)."""
+    others = [t for t in tensors if not isinstance(t, FixedPoint)]
+    return _one_grid(fixed) and not any(t.is_floating_point() for t in others)
+
+
+def _one_grid(fixed: list[FixedPoint]) -> bool:
+    return all(t.grid.fraction_bits == fixed[0].grid.fraction_bits for t in fixed)
+
+
+def _alpha(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[2] if len(args) > 2 else kwargs.get("alpha", 1)
+
+
+def _mutated(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The first argument that the operation writes into."""
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            return args[i] if i < len(args) else kwargs.get(argument.name)
+    return None
+
+
+def _wrap(result: Any, fixed: list[FixedPoint]) -> Any:
+    """Integers as fixed-point numbers again, none larger than what they come from."""
+    bounds = [t.bound for t in fixed if t.bound is not None]
+    bound = None
+    if len(bounds) == len(fixed):
+        bound = bounds[0] if len(bounds) == 1 else torch.stack(bounds).amax()
+    grid = fixed[0].grid
+    return tree_map(lambda t: FixedPoint(t, grid, bound), result)
+
+
+def _sum(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], fixed: list[FixedPoint]
+) -> FixedPoint:
+    if not _one_grid(fixed):
+        raise ReversibleError(
+            "fixed-point numbers can only be added where they have the same fraction_bits; here "
+            f"{fixed[0].grid.fraction_bits} and {fixed[1].grid.fraction_bits}"
+        )
+    a, b = fixed
+    integers = func(a.integers, b.integers, *args[2:], **kwargs)
+    watch = current_watch()
+    bound = None
+    if watch is not None and a.bound is not None and b.bound is not None:
+        bound = watch.of_stream(a.bound + b.bound, integers, a.grid)
+    return FixedPoint(integers, a.grid, bound)
+
+
+# --- doors --------------------------------------------------------------------------------------
+
+
+def to_fixed(value: Tensor, grid: Grid, what: str = "a value") -> Tensor:
+    """Round floats to the grid. The derivative is that of the identity (straight-through).
+
+    Args:
+        value: Real floats of any shape.
+        grid: Where to.
+        what: What the value is, for the message if it does not fit.
+    """
+    if not value.is_floating_point():
+        raise ReversibleError(f"{what} is {value.dtype}; exact arithmetic takes real floats")
+    if torch.promote_types(value.dtype, grid.gradient_dtype) != grid.gradient_dtype:
+        raise ReversibleError(
+            f"{what} is {value.dtype}, which does not fit into a stream of {grid.dtype}; convert "
+            "it, or the input of the sequence"
+        )
+    if torch.is_grad_enabled() and value.requires_grad:
+        rounded: Tensor = _ToFixed.apply(value, grid, what)
+        return rounded
+    return _rounded(value, grid, what)
+
+
+def to_float(x: Tensor) -> Tensor:
+    """Fixed-point numbers as floats, in new memory; floats as they are."""
+    if not isinstance(x, FixedPoint):
+        return x
+    if torch.is_grad_enabled() and x.requires_grad:
+        floats: Tensor = _ToFloat.apply(x)
+        return floats
+    return x.grid.floats(x.integers)
+
+
+def linear(
+    x: Tensor,
+    exact: Callable[[Tensor], Tensor],
+    transpose: Callable[[Tensor], Tensor],
+    growth: float,
+) -> Tensor:
+    """A linear map of fixed-point numbers that is computed on their integers.
+
+    Args:
+        x: A `FixedPoint`.
+        exact: The map of the integers.
+        transpose: The transposed linear map of float gradients: the derivative.
+        growth: Nothing in the map becomes larger than this times the largest number.
+    """
+    mapped: Tensor = _Linear.apply(x, exact, transpose, growth)
+    return mapped
+
+
+def _rounded(value: Tensor, grid: Grid, what: str) -> FixedPoint:
+    watch = current_watch()
+    bound = None if watch is None else watch.of_value(value, grid, what)
+    return FixedPoint(grid.round(value.detach()), grid, bound)
+
+
+class _ToFixed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, grid: Grid, what: str) -> Tensor:
+        ctx.dtype = value.dtype
+        return _rounded(value, grid, what)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad.to(ctx.dtype), None, None
+
+
+class _ToFloat(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: FixedPoint) -> Tensor:
+        ctx.dtype = x.dtype
+        return x.grid.floats(x.integers)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.to(ctx.dtype)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: FixedPoint,
+        exact: Callable[[Tensor], Tensor],
+        transpose: Callable[[Tensor], Tensor],
+        growth: float,
+    ) -> Tensor:
+        ctx.transpose = transpose
+        integers = exact(x.integers)
+        watch = current_watch()
+        bound = None
+        if watch is not None and x.bound is not None:
+            bound = watch.of_stream(x.bound * growth, integers, x.grid)
+        return FixedPoint(integers, x.grid, bound)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.transpose(grad), None, None, None
