@@ -64,6 +64,26 @@ class Evaluated:
         return self._rewind._gradients([edge], [grad.to(self._dtype)], self._inputs)[0]
 
 
+class Weight:
+    """A tensor that a module makes of its parameters alone, and the way to their gradients."""
+
+    def __init__(self, rewind: Rewind, made: Tensor) -> None:
+        self._rewind = rewind
+        self._made = made
+        self.value = made if rewind.differentiable else made.detach()
+
+    @property
+    def needs_grad(self) -> bool:
+        """Whether a gradient is asked for."""
+        return self._made.requires_grad
+
+    def book(self, grad: Tensor) -> None:
+        """Book the gradients of the parameters, given that of the tensor; once."""
+        rewind = self._rewind
+        grad = grad.to(self._made.dtype)
+        rewind._gradients([get_gradient_edge(self._made)], [grad], Leaves([], rewind._leaves))
+
+
 @dataclass(frozen=True)
 class Leaves:
     """Where the graph of an evaluation ends: its streams, and the layer's other tensors."""
@@ -140,6 +160,15 @@ class Rewind:
                 value = self._with_parameters(others, call, module, leaf, *args, **kwargs)
         grid = x.grid if isinstance(x, FixedPoint) else None
         return Evaluated(self, value, Leaves([leaf], others), grad, grid)
+
+    def weight(self, module: nn.Module) -> Weight:
+        """Let a sub-module make a tensor of its parameters again, such as orthogonal matrices.
+
+        Args:
+            module: A module whose `forward` takes nothing, a part of the layer.
+        """
+        with torch.enable_grad():
+            return Weight(self, module())
 
     def subtract(self, stream: Tensor, evaluated: Evaluated) -> Tensor:
         """`stream - evaluated`; frees the value.

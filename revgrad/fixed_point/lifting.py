@@ -65,15 +65,15 @@ def hadamard2(x: Tensor) -> Tensor:
     A rotation by 45 degrees as three shears, and a change of sign.
     """
     a, b = x.unbind(2)
-    a = a + _scaled(b, _SHEAR)
-    b = b - _scaled(a, _SINE)
-    return torch.stack((a + _scaled(b, _SHEAR), -b), 2)
+    a = a + scaled(b, _SHEAR)
+    b = b - scaled(a, _SINE)
+    return torch.stack((a + scaled(b, _SHEAR), -b), 2)
 
 
 _SINE = math.sqrt(0.5)
 _SHEAR = math.tan(math.pi / 8)
 
 
-def _scaled(x: Tensor, by: float) -> Tensor:
+def scaled(x: Tensor, by: float | Tensor) -> Tensor:
     """The rounded product, the same on every machine: float64 holds 32-bit integers exactly."""
     return (x.double() * by).round_().to(torch.int32)

@@ -246,6 +246,16 @@ def linear(
     return mapped
 
 
+def on_integers(x: FixedPoint, exact: Callable[[Tensor], Tensor], growth: float) -> FixedPoint:
+    """Apply a map to the integers, without derivative; see `linear` for the arguments."""
+    integers = exact(x.integers)
+    watch = current_watch()
+    bound = None
+    if watch is not None and x.bound is not None:
+        bound = watch.of_stream(x.bound * growth, integers, x.grid)
+    return FixedPoint(integers, x.grid, bound)
+
+
 def _rounded(value: Tensor, grid: Grid, what: str) -> FixedPoint:
     watch = current_watch()
     bound = None if watch is None else watch.of_value(value, grid, what)
@@ -284,12 +294,7 @@ class _Linear(torch.autograd.Function):
         growth: float,
     ) -> Tensor:
         ctx.transpose = transpose
-        integers = exact(x.integers)
-        watch = current_watch()
-        bound = None
-        if watch is not None and x.bound is not None:
-            bound = watch.of_stream(x.bound * growth, integers, x.grid)
-        return FixedPoint(integers, x.grid, bound)
+        return on_integers(x, exact, growth)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -3,6 +3,8 @@
 from revgrad.nn.coupling import AdditiveCoupling
 from revgrad.nn.fraction_bits import FractionBits, suggest_fraction_bits
 from revgrad.nn.layer import IsometricLayer, ReversibleLayer
+from revgrad.nn.orthogonal import OrthogonalMatrices
+from revgrad.nn.orthogonal_resampling import OrthogonalDownsample, OrthogonalUpsample
 from revgrad.nn.resampling import (
     HaarDownsample,
     HaarUpsample,
@@ -20,6 +22,9 @@ __all__ = [
     "HaarUpsample",
     "IsometricLayer",
     "JoinSkip",
+    "OrthogonalDownsample",
+    "OrthogonalMatrices",
+    "OrthogonalUpsample",
     "PixelShuffleDownsample",
     "PixelShuffleUpsample",
     "ReversibleLayer",

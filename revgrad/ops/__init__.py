@@ -6,6 +6,7 @@ from revgrad.ops.orthogonal import (
     orthogonal_down_reference,
     orthogonal_up,
     orthogonal_up_reference,
+    orthogonal_weight,
 )
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "orthogonal_down_reference",
     "orthogonal_up",
     "orthogonal_up_reference",
+    "orthogonal_weight",
 ]

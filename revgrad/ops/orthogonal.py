@@ -68,11 +68,30 @@ def orthogonal_up(y: Tensor, q: Tensor, stride: int | Stride) -> Tensor:
     return orthogonal_up_reference(y, q, stride)
 
 
+def orthogonal_weight(x: Tensor, y: Tensor, stride: int | Stride, shared: bool = False) -> Tensor:
+    """Gradient of the matrices of `orthogonal_down` at `x`, if `y` is that of its result.
+
+    Args:
+        x: The image, (N, C, ...).
+        y: The small image, (N, C * K, ...).
+        stride: Pixels of a block along each spatial axis; an int stands for all axes.
+        shared: Whether one matrix serves all channels.
+
+    Returns:
+        (C, K, K), or (K, K) if `shared`; float32, or float64 for float64 images.
+    """
+    axes = x.dim() - 2
+    stride = (stride,) * axes if isinstance(stride, int) else tuple(stride)
+    if math.prod(stride) <= MAX_BLOCK and kernels.fit(x, y):
+        return _Weight.apply(x, y, stride, shared)
+    return weight_reference(x, y, stride, shared)
+
+
 def orthogonal_down_reference(x: Tensor, q: Tensor, stride: int | Stride) -> Tensor:
     """`orthogonal_down` in plain PyTorch: the tests' oracle, and what runs without kernels."""
     stride = _check(x, q, stride, large=True)
     wide = _accumulator(x)
-    y = _from_blocks(_rotate(q.to(wide), _to_blocks(x, stride).to(wide)))
+    y = _from_blocks(_rotate(q.to(wide), to_blocks(x, stride).to(wide)))
     return _formatted(y.to(x.dtype), x)
 
 
@@ -83,7 +102,7 @@ def orthogonal_up_reference(y: Tensor, q: Tensor, stride: int | Stride) -> Tenso
     n, c, *size = y.shape
     k = math.prod(stride)
     blocks = _rotate(q.to(wide).mT, y.to(wide).reshape(n, c // k, k, *size))
-    return _formatted(_merge_blocks(blocks, stride).to(y.dtype), y)
+    return _formatted(merge_blocks(blocks, stride).to(y.dtype), y)
 
 
 def weight_reference(x: Tensor, y: Tensor, stride: Stride, shared: bool) -> Tensor:
@@ -94,12 +113,12 @@ def weight_reference(x: Tensor, y: Tensor, stride: Stride, shared: bool) -> Tens
         float64.
     """
     wide = _accumulator(x)
-    blocks = _to_blocks(x, stride).to(wide).flatten(3)
+    blocks = to_blocks(x, stride).to(wide).flatten(3)
     values = y.to(wide).reshape(*blocks.shape[:3], -1)
     return torch.einsum("nckp,ncjp->kj" if shared else "nckp,ncjp->ckj", values, blocks)
 
 
-def _to_blocks(x: Tensor, stride: Stride) -> Tensor:
+def to_blocks(x: Tensor, stride: Stride) -> Tensor:
     """(N, C, ...) to (N, C, K, ... / stride)."""
     n, c, *size = x.shape
     d = len(size)
@@ -110,8 +129,8 @@ def _to_blocks(x: Tensor, stride: Stride) -> Tensor:
     return moved.reshape(n, c, math.prod(stride), *small)
 
 
-def _merge_blocks(blocks: Tensor, stride: Stride) -> Tensor:
-    """Inverse of `_to_blocks`."""
+def merge_blocks(blocks: Tensor, stride: Stride) -> Tensor:
+    """Inverse of `to_blocks`."""
     n, c, _, *size = blocks.shape
     d = len(size)
     split = blocks.reshape(n, c, *stride, *size)
