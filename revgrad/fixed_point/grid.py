@@ -87,7 +87,7 @@ def _pieces(*tensors: Tensor) -> Iterator[Sequence[Tensor]]:
     """The tensors piece by piece, or whole where they don't lie in memory alike."""
     first = tensors[0]
     size = _PIECE if first.device.type == "cpu" else _PIECE_ON_ACCELERATORS
-    alike = all(t.stride() == first.stride() for t in tensors)
+    alike = all((t.shape, t.stride()) == (first.shape, first.stride()) for t in tensors)
     if first.numel() <= size or not alike or not _is_dense(first):
         yield tensors
         return
