@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revgrad.autograd.layout import laid_out
+from revgrad.autograd.layout import gradient_strides, laid_out
 from revgrad.autograd.protocol import Gradients, State
 from revgrad.autograd.rewind import Rewind
 from revgrad.autograd.saved import StoredStreams, saved_tensors
@@ -141,11 +141,11 @@ def with_laid_out_gradients(streams: State) -> State:
 
 
 class _LaidOut(torch.autograd.Function):
-    """The identity; its gradient is laid out like the stream."""
+    """The identity; its gradient is laid out as sub-networks shall get it."""
 
     @staticmethod
     def forward(ctx: Any, stream: Tensor) -> Tensor:
-        ctx.strides = stream.stride()
+        ctx.strides = gradient_strides(stream)
         return aliases((stream,))[0]
 
     @staticmethod
@@ -158,6 +158,7 @@ def _remember(ctx: Any, tape: Tape, join_dim: int | None, state: State) -> None:
     ctx.tape, ctx.join_dim, ctx.count = tape, join_dim, len(state)
     ctx.sizes = None if join_dim is None else [s.shape[join_dim] for s in state]
     ctx.strides = [s.stride() for s in state]
+    ctx.gradient_strides = [gradient_strides(s) for s in state]
     ctx.dtypes = [s.dtype for s in state]
     ctx.set_materialize_grads(False)
 
@@ -170,6 +171,6 @@ def _stream_grads(ctx: Any, grads: Gradients) -> Gradients:
         outputs = (None,) * ctx.count
         if joined is not None:
             outputs = joined.split(ctx.sizes, ctx.join_dim)
-    streams = zip(outputs, ctx.strides, ctx.dtypes, strict=True)
+    streams = zip(outputs, ctx.gradient_strides, ctx.dtypes, strict=True)
     laid = (None if g is None else laid_out(g.to(dtype), s) for g, s, dtype in streams)
     return *laid, *tap_grads

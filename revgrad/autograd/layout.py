@@ -7,6 +7,7 @@ same ones; and dense tensors are what kernels are fast on.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +52,34 @@ def laid_out(tensor: Tensor, strides: Sequence[int], *, copy: bool = False) -> T
     axes = zip(tensor.shape, tensor.stride(), strides, strict=True)
     if not copy and all(size == 1 or old == new for size, old, new in axes):
         return tensor.as_strided(tensor.shape, tuple(strides))
+    if isinstance(tensor, FixedPoint):
+        fixed: Tensor = _FixedLaidOut.apply(tensor, tuple(strides))
+        return fixed
     return tensor.new_empty_strided(tensor.shape, tuple(strides)).copy_(tensor)
+
+
+class _FixedLaidOut(torch.autograd.Function):
+    """Fixed-point numbers in new memory with the given strides."""
+
+    @staticmethod
+    def forward(ctx: Any, x: FixedPoint, strides: tuple[int, ...]) -> Tensor:
+        integers = x.integers.new_empty_strided(x.shape, strides).copy_(x.integers)
+        return FixedPoint(integers, x.grid, x.bound)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, None
+
+
+def gradient_strides(stream: Tensor) -> tuple[int, ...]:
+    """The strides in which a stream's gradient is handed to sub-networks.
+
+    Those of the stream, but contiguous where the batch is of size 1: PyTorch's instance norm then
+    takes a channels-last gradient for a contiguous one and gives another gradient (2.13, CPU).
+    """
+    if stream.dim() > 2 and stream.shape[0] == 1:
+        return torch.empty(stream.shape, device="meta").stride()
+    return stream.stride()
 
 
 def alias(tensor: Tensor) -> Tensor:

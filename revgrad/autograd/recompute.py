@@ -222,7 +222,7 @@ class Evaluation:
         guard: AbstractContextManager[None] = nullcontext()
         if self.autocast.enabled:
             guard = self.autocast.restored()
-        with guard, _without_shortcuts(self.modules):
+        with guard, _without_shortcuts(self.modules), _recorded_if_recurrent(self.modules):
             result = call(*args, **kwargs)
         assert self.random is not None and self.buffers is not None
         self.random = self.random.drawn_until(RandomState(self.random.devices))
@@ -282,6 +282,14 @@ def _without_shortcuts(modules: Modules) -> Iterator[None]:
             parametrize._cache_enabled = cached
         if fast:
             torch.backends.mha.set_fastpath_enabled(True)
+
+
+@contextmanager
+def _recorded_if_recurrent(modules: Modules) -> Iterator[None]:
+    """Record gradients, in vain, where an LSTM would take another way without: its bits differ."""
+    recurrent = any(isinstance(m, nn.LSTM) for _, m in modules)
+    with torch.set_grad_enabled(recurrent or torch.is_grad_enabled()):
+        yield
 
 
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()

@@ -10,6 +10,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from revgrad.autograd.context import evaluating
+from revgrad.autograd.layout import gradient_strides
 from revgrad.autograd.protocol import Layer, Part, State
 from revgrad.autograd.recompute import Evaluation, accelerators
 from revgrad.errors import ReversibleError
@@ -60,6 +61,7 @@ class Record:
         self.side = side
         self.devices = accelerators(streams)
         self.strides = [x.stride() for x in streams]
+        self.gradient_strides = [gradient_strides(x) for x in streams]
         self.modules = list(part.module.named_modules())
         self.names: dict[str, int] = {}
         self.evaluations: list[Evaluation] = []
@@ -122,7 +124,7 @@ def check_fixed(streams: State) -> None:
     """Refuse floats among the streams of a layer that calls itself exact."""
     if not all(isinstance(s, FixedPoint) for s in streams):
         raise ReversibleError(
-            "the layer has exact = True, but its streams became floats: exact are sums and "
-            "differences with values of self.run(module, x), and what only moves numbers. Set "
-            "exact = False, and its input is stored in exact arithmetic"
+            "the layer has exact = True, but its streams became floats: exact are, forward and "
+            "back, sums and differences with values of self.run(module, x), and what only moves "
+            "numbers. Set exact = False, and its input is stored in exact arithmetic"
         )

@@ -20,7 +20,7 @@ from revgrad.autograd.layout import alias, laid_out, memory_of
 from revgrad.autograd.observers import announce_stored, current_check
 from revgrad.autograd.protocol import Gradients, Layer, Part, State
 from revgrad.autograd.recompute import lock_of, version
-from revgrad.autograd.record import Record, SideInputs
+from revgrad.autograd.record import Record, SideInputs, check_fixed
 from revgrad.autograd.rewind import Rewind
 from revgrad.autograd.saved import StoredStreams, behind, saved_tensors
 from revgrad.errors import ReversibleError, locate
@@ -55,7 +55,14 @@ class Tape:
 
     def take(self, boundary: int) -> State:
         """Take the state after the first `boundary` layers from the tape."""
-        return self._states[torch._C._current_graph_task_id()].pop(boundary)
+        states = self._states.get(torch._C._current_graph_task_id(), {})
+        if boundary not in states:
+            raise ReversibleError(
+                "the backward pass reached this layer, but not the end of its sequence, from where "
+                "activations are computed back. To use what flows between two layers, put a Tap "
+                "there"
+            )
+        return states.pop(boundary)
 
     def clear(self, task: int | None = None) -> None:
         """Forget what one backward pass laid down (by default the running one)."""
@@ -151,7 +158,8 @@ def expect_unchanged(tensors: object, before: Identities | None, what: str) -> N
     if identities(tensors) != before:
         raise ReversibleError(
             f"a forward hook changed the {what}, which can then not be computed back; put the "
-            "change into a sub-network or a layer"
+            "change into a sub-network or a layer (FSDP casts inputs in such a hook: set "
+            "cast_forward_inputs=False)"
         )
 
 
@@ -212,6 +220,12 @@ class _Step(torch.autograd.Function):
             raise
 
 
+def _laid_out_grads(grads: Gradients, record: Record) -> Gradients:
+    """Gradients as sub-networks shall get them: their strides change bits."""
+    pairs = zip(grads, record.gradient_strides, strict=True)
+    return tuple(None if g is None else laid_out(g, strides) for g, strides in pairs)
+
+
 def _step_back(ctx: Any, node: _Node, grads: Gradients) -> Gradients:
     """Compute a node's input and gradients from its output and the output's gradients."""
     record, layer = node.record, node.record.layer
@@ -233,6 +247,10 @@ def _step_back(ctx: Any, node: _Node, grads: Gradients) -> Gradients:
         else:
             del kept
             inputs, input_grads = rewind.run(streams, grads)
+    if isinstance(inputs[0], FixedPoint) or isinstance(streams[0], FixedPoint):
+        check_fixed(inputs)
+        if node.boundary > 1:
+            input_grads = _laid_out_grads(input_grads, record)
     if ctx.compare is not None:
         ctx.compare(inputs)
     if node.boundary > 1 and any(needs_streams):

@@ -84,15 +84,19 @@ class Grid:
 
 
 def _pieces(*tensors: Tensor) -> Iterator[Sequence[Tensor]]:
-    """The tensors piece by piece, or whole where they don't lie in memory alike."""
+    """The tensors piece by piece: along memory if they lie there alike, else along an axis."""
     first = tensors[0]
     size = _PIECE if first.device.type == "cpu" else _PIECE_ON_ACCELERATORS
-    alike = all(t.stride() == first.stride() for t in tensors)
-    if first.numel() <= size or not alike or not _is_dense(first):
+    if first.numel() <= size or any(t.shape != first.shape for t in tensors):
         yield tensors
         return
-    flat = (t.as_strided((t.numel(),), (1,)).split(size) for t in tensors)
-    yield from zip(*flat, strict=True)
+    if _is_dense(first) and all(t.stride() == first.stride() for t in tensors):
+        flat = (t.as_strided((t.numel(),), (1,)).split(size) for t in tensors)
+        yield from zip(*flat, strict=True)
+        return
+    axis = max(range(first.dim()), key=first.shape.__getitem__)
+    length = max(1, first.shape[axis] * size // first.numel())
+    yield from zip(*(t.split(length, axis) for t in tensors), strict=True)
 
 
 def _is_dense(tensor: Tensor) -> bool:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -53,6 +53,14 @@ class _Note:
         )
 
 
+class Watched(Protocol):
+    """A fixed-point tensor, as far as its range goes."""
+
+    integers: Tensor
+    grid: Grid
+    bound: Tensor | None
+
+
 class RangeWatch:
     """Collects the bounds of one forward pass.
 
@@ -78,22 +86,39 @@ class RangeWatch:
         self._note(what, grid, bound)
         return bound
 
-    def of_stream(self, bound: Tensor, integers: Tensor, grid: Grid) -> Tensor:
-        """Note the bound of integers computed from others; returns one as good or better."""
-        self._note("the stream", grid, bound)
-        # The sum of bounds grows with depth where the stream does not. Where looking at a number
-        # costs no waiting, the stream is only measured again when the bound has become large.
-        if answers_at_once(bound.device) and bound.item() < _LIMIT / 2:
-            return bound
-        return self.measured(integers)
+    def of_stream(
+        self, operands: Sequence[Watched], integers: Tensor, growth: float = 1.0
+    ) -> Tensor:
+        """Note a bound of integers that were computed from others; returns one as good or better.
+
+        Args:
+            operands: What the integers were computed from.
+            integers: The result.
+            growth: The result is at most this times as large as the operands together.
+        """
+        bound = growth * sum(map(self.bound_of, operands), torch.zeros((), device=integers.device))
+        # Sums of bounds grow with depth where the stream does not. Where looking at a number costs
+        # no waiting, streams are only measured again when a bound has become large.
+        at_once = answers_at_once(bound.device)
+        if at_once and not bound.item() < _LIMIT / 2:
+            for x in operands:
+                x.bound = _largest(x.integers)
+            bound = growth * sum(map(self.bound_of, operands), torch.zeros_like(bound))
+        self._note("the stream", operands[0].grid, bound)
+        return bound if at_once and bound.item() < _LIMIT / 2 else _largest(integers)
 
     @staticmethod
-    def measured(integers: Tensor) -> Tensor:
-        """The size of the largest of some integers that are known to fit."""
-        return _largest(integers)
+    def bound_of(x: Watched) -> Tensor:
+        """A bound of the size of a stream, measured if nobody has told one."""
+        if x.bound is None:
+            x.bound = _largest(x.integers)
+        return x.bound
 
-    def finish(self) -> Tensor | None:
+    def finish(self, wait: bool = False) -> Tensor | None:
         """Judge the pass, or send the bounds to the host to be judged later.
+
+        Args:
+            wait: Judge it now, because its output can't become NaN.
 
         Returns:
             None if all is well, or a scalar to multiply output and gradient with: 1 or, if a
@@ -103,7 +128,7 @@ class RangeWatch:
             return None
         device = self._bounds[-1].device
         bounds = torch.stack([b.to(device, non_blocking=True) for b in self._bounds])
-        if answers_at_once(device):
+        if wait or answers_at_once(device):
             self._judge(bounds)
             return None
         _pending.append((self._judge, Parcel(bounds)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +19,14 @@ aten = torch.ops.aten
 # What moves numbers without changing them.
 _MOVES = {
     aten.alias, aten.as_strided, aten.cat, aten.clone, aten.detach, aten.expand, aten.flip,
-    aten.gather, aten.index, aten.index_select, aten.new_empty_strided, aten.permute,
-    aten.pixel_shuffle, aten.pixel_unshuffle, aten.roll, aten.select, aten.slice, aten.split,
-    aten.split_with_sizes, aten.squeeze, aten.stack, aten.t, aten.transpose, aten.unbind,
-    aten.unfold, aten.unsqueeze, aten.view, aten._unsafe_view, aten._reshape_alias,
+    aten.permute, aten.pixel_shuffle, aten.pixel_unshuffle, aten.roll, aten.select, aten.slice,
+    aten.split, aten.split_with_sizes, aten.squeeze, aten.stack, aten.t, aten.transpose,
+    aten.unbind, aten.unfold, aten.unsqueeze, aten.view, aten._unsafe_view, aten._reshape_alias,
 }  # fmt: skip
+# The same, with further tensors that say what to move.
+_INDEXED_MOVES = {aten.gather, aten.index, aten.index_select}
 _SUMS = {aten.add, aten.sub}
+_OTHER_TYPES = {aten.view.dtype}  # read the bits as numbers of another type
 
 
 class FixedPoint(Tensor):
@@ -32,13 +35,14 @@ class FixedPoint(Tensor):
     To autograd and to everything that looks at it, it is a float tensor: it may require a
     gradient, and gradients are floats. Sums, differences, negation and whatever only moves numbers
     (views, permutations, concatenation) are exact and give fixed-point numbers again. Any other
-    operation sees floats and gives floats.
+    operation sees floats and gives floats. It can't be written into.
 
     Make one with `FixedPoint.from_float` and read it with `to_float`. A `ReversibleSequence` with
-    exact arithmetic takes one, and then gives one back: nothing is rounded at its doors.
+    exact arithmetic takes one, and then gives one back: nothing is rounded at its doors. Only
+    inside of a sequence is it noticed when a sum leaves the range.
 
     Attributes:
-        integers: n, int32.
+        integers: n, int32; not to be written into.
         grid: The distance of the numbers, and the float type that stands for them.
         bound: No number is larger in size, in steps of the grid; a scalar on the tensor's device,
             or None where nobody asks.
@@ -81,7 +85,8 @@ class FixedPoint(Tensor):
         """
         grid = Grid(fraction_bits, x.dtype)
         fixed = to_fixed(x, grid)
-        largest = x.detach().abs().amax().item() if x.numel() else 0.0
+        steps = x.detach().double().div(grid.step).round_().abs()
+        largest = steps.amax().item() * grid.step if x.numel() else 0.0
         if not largest < grid.limit:
             raise ReversibleError(
                 f"a number of size {largest:.4g} does not fit: with fraction_bits={fraction_bits} "
@@ -114,27 +119,42 @@ class FixedPoint(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        leaves, _ = tree_flatten((args, kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        fixed = [t for t in tensors if isinstance(t, FixedPoint)]
-        packet = func.overloadpacket
-        if packet in _MOVES and _moved(packet, fixed, tensors):
-            return _wrap(func(*tree_map(_integers, args), **tree_map(_integers, kwargs)), fixed)
-        if packet in _SUMS and len(fixed) == len(tensors) == 2 and _alpha(args, kwargs) in (1, -1):
-            return _sum(func, args, kwargs, fixed)
-        if packet is aten._to_copy and kwargs.get("dtype", fixed[0].dtype) == fixed[0].dtype:
-            moved = {name: value for name, value in kwargs.items() if name != "dtype"}
-            return _wrap(func(fixed[0].integers, **moved), fixed)
-        if packet is aten.neg:
-            return _wrap(func(fixed[0].integers), fixed)
-        if packet is aten.copy_ and len(fixed) == 2:
-            fixed[0].integers.copy_(fixed[1].integers, *args[2:], **kwargs)
-            return args[0]
-        if func._schema.is_mutable and isinstance(_mutated(func, args, kwargs), FixedPoint):
+        writes = func._schema.is_mutable
+        if writes and _writes_into_fixed(func, args, kwargs):
             raise ReversibleError(
-                f"{packet} would write floats into a fixed-point stream; make a new tensor instead"
+                f"{func.overloadpacket} would write into a fixed-point stream; make a new tensor"
             )
+        if not writes:
+            tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+            exact = _exactly(func, args, kwargs, tensors)
+            if exact is not None:
+                return exact
         return func(*tree_map(_floats, args), **tree_map(_floats, kwargs))
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """The numbers as floats, for other libraries."""
+        return to_float(self.detach()).__dlpack__(**options)
+
+
+def _exactly(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
+) -> Any:
+    """The result in fixed-point numbers, or None if there is none."""
+    packet = func.overloadpacket
+    fixed = [t for t in tensors if isinstance(t, FixedPoint)]
+    all_fixed = len(fixed) == len(tensors)
+    if packet in _SUMS and all_fixed and len(fixed) == 2:
+        alpha = args[2] if len(args) > 2 else kwargs.get("alpha", 1)
+        return _sum(func, fixed, int(alpha)) if alpha in (1, -1) else None
+    moves = packet in _MOVES and all_fixed and func not in _OTHER_TYPES
+    if moves or (packet in _INDEXED_MOVES and len(fixed) == 1 and fixed[0] is args[0]):
+        return _wrap(func(*tree_map(_integers, args), **tree_map(_integers, kwargs)), fixed)
+    if packet is aten._to_copy and kwargs.get("dtype", fixed[0].dtype) == fixed[0].dtype:
+        moved = {name: value for name, value in kwargs.items() if name != "dtype"}
+        return _wrap(func(fixed[0].integers, **moved), fixed)
+    if packet is aten.neg:
+        return _wrap(func(fixed[0].integers), fixed)
+    return None
 
 
 def _integers(x: Any) -> Any:
@@ -145,53 +165,41 @@ def _floats(x: Any) -> Any:
     return x.grid.floats(x.integers, x.dtype) if isinstance(x, FixedPoint) else x
 
 
-def _moved(packet: Any, fixed: list[FixedPoint], tensors: list[Tensor]) -> bool:
-    """Whether all that is moved is of one grid (other tensors may be indices)."""
-    others = [t for t in tensors if not isinstance(t, FixedPoint)]
-    return _one_grid(fixed) and not any(t.is_floating_point() for t in others)
+def _common_grid(fixed: list[FixedPoint]) -> Grid:
+    bits = {t.grid.fraction_bits for t in fixed}
+    if len(bits) > 1:
+        raise ReversibleError(
+            "fixed-point numbers only go together where they have the same fraction_bits; here "
+            f"{' and '.join(map(str, sorted(bits)))}"
+        )
+    dtypes = [t.grid.dtype for t in fixed]
+    return Grid(bits.pop(), functools.reduce(torch.promote_types, dtypes))
 
 
-def _one_grid(fixed: list[FixedPoint]) -> bool:
-    return all(t.grid.fraction_bits == fixed[0].grid.fraction_bits for t in fixed)
-
-
-def _alpha(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args[2] if len(args) > 2 else kwargs.get("alpha", 1)
-
-
-def _mutated(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The first argument that the operation writes into."""
+def _writes_into_fixed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     for i, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
-            return args[i] if i < len(args) else kwargs.get(argument.name)
-    return None
+            written = args[i] if i < len(args) else kwargs.get(argument.name)
+            if any(isinstance(t, FixedPoint) for t in tree_flatten(written)[0]):
+                return True
+    return False
 
 
 def _wrap(result: Any, fixed: list[FixedPoint]) -> Any:
     """Integers as fixed-point numbers again, none larger than what they come from."""
-    bounds = [t.bound for t in fixed if t.bound is not None]
+    grid, watch = _common_grid(fixed), current_watch()
     bound = None
-    if len(bounds) == len(fixed):
+    if watch is not None:
+        bounds = [watch.bound_of(t) for t in fixed]
         bound = bounds[0] if len(bounds) == 1 else torch.stack(bounds).amax()
-    grid = fixed[0].grid
     return tree_map(lambda t: FixedPoint(t, grid, bound), result)
 
 
-def _sum(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], fixed: list[FixedPoint]
-) -> FixedPoint:
-    if not _one_grid(fixed):
-        raise ReversibleError(
-            "fixed-point numbers can only be added where they have the same fraction_bits; here "
-            f"{fixed[0].grid.fraction_bits} and {fixed[1].grid.fraction_bits}"
-        )
-    a, b = fixed
-    integers = func(a.integers, b.integers, *args[2:], **kwargs)
-    watch = current_watch()
-    bound = None
-    if watch is not None and a.bound is not None and b.bound is not None:
-        bound = watch.of_stream(a.bound + b.bound, integers, a.grid)
-    return FixedPoint(integers, a.grid, bound)
+def _sum(func: Any, fixed: list[FixedPoint], alpha: int) -> FixedPoint:
+    grid, watch = _common_grid(fixed), current_watch()
+    integers = func(fixed[0].integers, fixed[1].integers, alpha=alpha)
+    bound = None if watch is None else watch.of_stream(fixed, integers)
+    return FixedPoint(integers, grid, bound)
 
 
 # --- doors --------------------------------------------------------------------------------------
@@ -248,11 +256,8 @@ def linear(
 
 def on_integers(x: FixedPoint, exact: Callable[[Tensor], Tensor], growth: float) -> FixedPoint:
     """Apply a map to the integers, without derivative; see `linear` for the arguments."""
-    integers = exact(x.integers)
-    watch = current_watch()
-    bound = None
-    if watch is not None and x.bound is not None:
-        bound = watch.of_stream(x.bound * growth, integers, x.grid)
+    integers, watch = exact(x.integers), current_watch()
+    bound = None if watch is None else watch.of_stream([x], integers, growth)
     return FixedPoint(integers, x.grid, bound)
 
 

@@ -32,8 +32,9 @@ def refuse_unknown(arithmetic: Any, fraction_bits: Any, check: Any) -> None:
     Grid(fraction_bits)
 
 
-def new_watch(arithmetic: str, check: str) -> RangeWatch | None:
+def new_watch(arithmetic: str, fraction_bits: int, check: str) -> RangeWatch | None:
     """The watch over a forward pass in exact arithmetic; raises what earlier ones found."""
+    refuse_unknown(arithmetic, fraction_bits, check)  # they may be changed at any time
     if arithmetic == "float":
         return None
     raise_pending()
@@ -67,7 +68,8 @@ def _fixed(stream: Tensor, fraction_bits: int, watch: RangeWatch) -> Tensor:
             f"fraction_bits={fraction_bits}"
         )
     known: FixedPoint = torch.ops.aten.alias(stream)
-    known.bound = watch.measured(stream.integers)
+    known.bound = None  # of whatever it was before
+    watch.bound_of(known)
     return known
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from revgrad.errors import ReversibleError
+from revgrad.fixed_point import to_float
 from revgrad.fixed_point.grid import MAX_FRACTION_BITS, Grid
 from revgrad.nn.layer import ReversibleLayer
 from revgrad.nn.sequence import ReversibleSequence
@@ -80,6 +81,7 @@ def suggest_fraction_bits(
                     where, given[: layer.num_inputs], result[: layer.num_outputs]
                 )
             )
+    args, kwargs = tree_map(lambda a: to_float(a) if isinstance(a, Tensor) else a, (args, kwargs))
     with torch.no_grad(), torch.random.fork_rng():
         twin(*args, **kwargs)
     return _suggestion(sizes, headroom)
@@ -91,7 +93,9 @@ def _suggestion(sizes: dict[str, float], headroom: float) -> FractionBits:
     where, largest = max(sizes.items(), key=lambda item: _rank(item[1]))
     if not math.isfinite(largest):
         raise ReversibleError("the streams are not finite (NaN or infinite)", where)
-    bits = 31 - math.ceil(math.log2(max(largest * headroom, 1.0)))
+    # Less than 2**digits, strictly, and with room for what rounding adds.
+    digits = math.floor(math.log2(max(largest * headroom * 1.00001, 0.5))) + 1
+    bits = 31 - digits
     if bits < 0:
         raise ReversibleError(
             f"the streams reach {largest:.4g}, which fixed-point numbers of 32 bits can't hold "

@@ -115,7 +115,7 @@ class _Householder:
 
     @staticmethod
     def identity(count: int, n: int) -> Tensor:
-        return torch.randn(count, n // 2, 1, n).expand(-1, -1, 2, -1).flatten(1, 2)
+        return torch.randn(count, n // 2, 1, n).expand(-1, -1, 2, -1).flatten(1, 2).clone()
 
     @staticmethod
     def rotation(theta: Tensor, n: int) -> Tensor:

@@ -119,13 +119,13 @@ class ReversibleSequence(nn.Module):
         passage: _Passage | None = take_place(self)
         if passage is not None:
             return self._pass(passage, x, args, kwargs)
-        watch = new_watch(self.arithmetic, self.check)
+        watch = new_watch(self.arithmetic, self.fraction_bits, self.check)
         with evaluating(None), watching(watch):
             state = self._open(x, watch)
             tape = Tape(self._label()) if self._can_save(state, args, kwargs) else None
             passage = _Passage(tape, watch)
             state = self._pass(passage, state, args, kwargs)
-            factor = None if watch is None else watch.finish()
+            factor = None if watch is None else watch.finish(wait=not _are_floats(x))
         if tape is not None and watch is None and self.anchor_every is None:
             warn_of_drift(state, tape.length)
         output = self._close(passage, state, x, factor)
@@ -139,12 +139,12 @@ class ReversibleSequence(nn.Module):
             *args: The side inputs of `forward`.
             **kwargs: The same by keyword.
         """
-        watch = new_watch(self.arithmetic, self.check)
+        watch = new_watch(self.arithmetic, self.fraction_bits, self.check)
         with evaluating(None), watching(watch):
             state = self._open(y, watch, inverse=True)
             for name, layer in reversed(list(self._named_layers())):
                 state = _inverted(layer, _where(layer, name), state, args, kwargs, watch)
-            factor = None if watch is None else watch.finish()
+            factor = None if watch is None else watch.finish(wait=not _are_floats(y))
         inputs = (torch.cat(state, self.split_dim),) if isinstance(y, Tensor) else state
         inputs = opened(inputs, _are_floats(y), factor)
         return inputs[0] if isinstance(y, Tensor) else inputs

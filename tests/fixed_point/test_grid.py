@@ -54,6 +54,14 @@ def test_piece_by_piece_is_the_same_as_whole(layout, monkeypatch):
         monkeypatch.undo()
 
 
+def test_a_broadcast_value_is_subtracted_whole(monkeypatch):
+    monkeypatch.setattr(module, "_PIECE", 64)
+    value = torch.randn(1, 5, 7, 11)
+    start = torch.randint(-100, 100, (3, 5, 7, 11), dtype=torch.int32)
+    expected = start - Grid(20).round(value)
+    assert torch.equal(Grid(20).subtract_(start, value), expected)
+
+
 def test_bad_grids_are_refused():
     for bits in (-1, 31):
         with pytest.raises(ValueError, match="fraction_bits must be 0 to 30"):

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from revgrad import AdditiveCoupling, HaarDownsample, ReversibleError, ReversibleSequence, Tap
+from revgrad import (
+    AdditiveCoupling,
+    FixedPoint,
+    HaarDownsample,
+    ReversibleError,
+    ReversibleLayer,
+    ReversibleSequence,
+    Tap,
+)
 from revgrad.fixed_point import range_watch
 
 
@@ -111,6 +119,59 @@ def test_the_whole_range_can_be_used():
     y = net(X)
     assert y.abs().max() == 1180
     sequence(*[1.0, -1.0] * 2000)(X)  # bounds of sums must not add up without end
+
+
+def test_bounds_are_measured_before_anything_is_refused():
+    """Sums of bounds, and what Haar could make of them, are no reason for an error."""
+
+    def pairs(count):
+        values = (1.0 if i % 2 else -1.0 for i in range(count))
+        return [AdditiveCoupling(Constant(v), Constant(v)) for v in values]
+
+    def net(*layers):
+        return ReversibleSequence(layers, arithmetic="exact", fraction_bits=26)
+
+    x = torch.zeros(1, 4, 2, 2, 2)
+    net(*pairs(13), HaarDownsample(3))(x)
+    net(*pairs(14), AdditiveCoupling(Constant(18.0)))(x)
+
+
+class Writes(ReversibleLayer):
+    """A layer of a user that brings numbers along of which nobody knows the size."""
+
+    exact = True
+
+    def __init__(self, value):
+        super().__init__()
+        self.number = FixedPoint.from_float(torch.full((1, 1, 1, 1), float(value)))
+
+    def forward(self, x1, x2):
+        return x1 + self.number, x2
+
+    def inverse(self, y1, y2):
+        return y1 - self.number, y2
+
+
+@pytest.mark.parametrize("check", ["async", "sync"])
+def test_numbers_of_unknown_size_are_measured(check):
+    net = ReversibleSequence([Writes(1000)] * 2, arithmetic="exact", check=check)
+    net(X)
+    net = ReversibleSequence([Writes(1000)] * 5, arithmetic="exact", check=check)
+    with pytest.raises(ReversibleError, match=r"^layer 2 \(Writes\): the stream reaches 3000"):
+        net(X)
+
+
+def test_fixed_point_output_waits_for_a_slow_device(slow_device):
+    """It has no NaN."""
+    with pytest.raises(ReversibleError, match=r"^layer 0 .* reaches 3000"):
+        sequence(3000)(FixedPoint.from_float(X))
+
+
+def test_options_that_were_changed_are_checked():
+    net = sequence(1)
+    net.check = "Sync"
+    with pytest.raises(ValueError, match="check must be one of"):
+        net(X)
 
 
 @pytest.mark.parametrize("save_memory", [True, False])

@@ -51,7 +51,9 @@ class Rounded:
     def stream(self, x):
         kind = torch.promote_types(self.see, torch.float32)
         if x.requires_grad:
-            x.register_hook(lambda g: laid_out(g.to(kind).double(), self.layout))
+            # PyTorch's instance norm is wrong for channels-last gradients of a batch of one.
+            layout = torch.contiguous_format if len(x) == 1 else self.layout
+            x.register_hook(lambda g: laid_out(g.to(kind).double(), layout))
         return x
 
 

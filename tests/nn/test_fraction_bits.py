@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from revgrad import AdditiveCoupling, ReversibleError, ReversibleSequence, suggest_fraction_bits
+from revgrad import (
+    AdditiveCoupling,
+    FixedPoint,
+    ReversibleError,
+    ReversibleSequence,
+    suggest_fraction_bits,
+)
 
 
 class Constant(nn.Module):
@@ -30,6 +36,7 @@ def test_the_largest_stream_with_headroom_fits():
     found = suggest_fraction_bits(net, X)
     assert found.largest == 90 and found.where == "layers.1 (AdditiveCoupling)"
     assert found.fraction_bits == 31 - math.ceil(math.log2(90 * 8)) == 21
+    assert suggest_fraction_bits(net, FixedPoint.from_float(X)) == found
     assert str(found) == (
         "fraction_bits=21: streams reach 90 (at layers.1 (AdditiveCoupling)) and may reach 1024; "
         "their steps are 4.8e-07"
@@ -38,6 +45,13 @@ def test_the_largest_stream_with_headroom_fits():
     assert suggest_fraction_bits(net, X, factor=10).fraction_bits == 18
     assert suggest_fraction_bits(network(0.1), X).fraction_bits == 30
     assert suggest_fraction_bits(net, X + 1000).largest == 1090
+
+
+@pytest.mark.parametrize("value", [2.0, 1.999999, 0.5, 1024.0, 3.0])
+def test_the_suggestion_without_headroom_runs(value):
+    net = network(value, arithmetic="exact")
+    net.fraction_bits = suggest_fraction_bits(net, X, headroom=1).fraction_bits
+    net(X)
 
 
 def test_the_suggestion_runs():
