@@ -7,6 +7,7 @@ from revgrad.errors import ReversibleError
 from revgrad.fixed_point import FixedPoint
 from revgrad.nn import (
     AdditiveCoupling,
+    ChannelMixing,
     HaarDownsample,
     HaarUpsample,
     JoinSkip,
@@ -25,6 +26,7 @@ from revgrad.version import __version__
 # Not `nn` and `memory`: a star import must not hide torch.nn.
 __all__ = [
     "AdditiveCoupling",
+    "ChannelMixing",
     "FixedPoint",
     "HaarDownsample",
     "HaarUpsample",

@@ -3,6 +3,7 @@
 from revgrad.nn.coupling import AdditiveCoupling
 from revgrad.nn.fraction_bits import FractionBits, suggest_fraction_bits
 from revgrad.nn.layer import IsometricLayer, ReversibleLayer
+from revgrad.nn.mixing import ChannelMixing
 from revgrad.nn.orthogonal import OrthogonalMatrices
 from revgrad.nn.orthogonal_resampling import OrthogonalDownsample, OrthogonalUpsample
 from revgrad.nn.resampling import (
@@ -17,6 +18,7 @@ from revgrad.nn.tap import Tap
 
 __all__ = [
     "AdditiveCoupling",
+    "ChannelMixing",
     "FractionBits",
     "HaarDownsample",
     "HaarUpsample",

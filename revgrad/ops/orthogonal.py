@@ -82,6 +82,8 @@ def orthogonal_weight(x: Tensor, y: Tensor, stride: int | Stride, shared: bool =
     """
     axes = x.dim() - 2
     stride = (stride,) * axes if isinstance(stride, int) else tuple(stride)
+    wide = torch.promote_types(x.dtype, y.dtype)
+    x, y = x.to(wide), y.to(wide)
     if math.prod(stride) <= MAX_BLOCK and kernels.fit(x, y):
         return _Weight.apply(x, y, stride, shared)
     return weight_reference(x, y, stride, shared)

@@ -9,6 +9,7 @@ from torch import nn
 
 from revgrad import (
     AdditiveCoupling,
+    ChannelMixing,
     FixedPoint,
     HaarDownsample,
     OrthogonalDownsample,
@@ -159,12 +160,13 @@ def network(method, init="random", arithmetic="float", dtype=DOUBLE):
     down = OrthogonalDownsample(7, 2, method=method, init=init)
     wide = OrthogonalDownsample(7, 2, (1, 3), method=method, init=init)
     moved(down.matrices), moved(wide.matrices)
-    layers = [
+    layers: list[nn.Module] = [
         AdditiveCoupling(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Tanh())),  # exchanges 4 and 3
         AdditiveCoupling(nn.Sequential(nn.Conv2d(4, 3, 1), nn.Tanh())),
         down,
         AdditiveCoupling(nn.Conv2d(12, 16, 1), nn.Conv2d(16, 12, 1)),
         OrthogonalUpsample(7, 2, matrices=down.matrices),
+        ChannelMixing(7, method=method, init="random"),
         wide,
         OrthogonalUpsample(7, 2, (1, 3), method=method, init=init),
     ]
@@ -204,9 +206,26 @@ def test_gradients_in_exact_arithmetic(method, dtype):
     for name, a, b in zip(names, *results(net, x), strict=True):
         # Both layers give the shared matrices a gradient: the order of summation differs.
         assert torch.equal(a, b) or (name == "shared" and torch.allclose(a, b, rtol=1e-2))
+    assert "input stored, as it has no exact form: layer 5 (ChannelMixing)" in repr(net)
+    del net.layers[5]
     x = FixedPoint.from_float(x)
     with torch.no_grad():
         assert torch.equal(net.inverse(net(x)).integers, x.integers)
+
+
+@pytest.mark.parametrize("spatial_dims", [1, 2, 3])
+def test_mixing_is_a_matrix_product(spatial_dims):
+    torch.manual_seed(0)
+    layer = ChannelMixing(5, init="random")
+    x = torch.randn(2, 5, *[4] * spatial_dims)
+    expected = torch.einsum("ij,nj...->ni...", layer.matrices()[0], x)
+    y1, y2 = layer(*x.split([3, 2], 1))
+    assert y1.shape[1] == 3 and torch.allclose(torch.cat((y1, y2), 1), expected, atol=1e-6)
+    assert torch.equal(torch.cat(ChannelMixing(5)(*x.split([3, 2], 1)), 1), x)
+    with pytest.raises(ValueError, match="init must be a tensor, 'identity' or 'random'"):
+        ChannelMixing(5, init="haar")
+    with pytest.raises(ReversibleError, match=r"layer 0 .* made for 4 channels, .* have 3 \+ 2"):
+        ReversibleSequence([ChannelMixing(4)])(x)
 
 
 @pytest.mark.parametrize("spatial_dims", [1, 2, 3])
@@ -236,7 +255,7 @@ def test_frozen_matrices_and_copies():
     net, x = network("exp"), torch.randn(2, 7, 8, 6, dtype=DOUBLE)
     net[2].matrices.requires_grad_(False)
     net(x).sum().backward()
-    assert net[2].matrices.theta.grad is None and net[5].matrices.theta.grad is not None
+    assert net[2].matrices.theta.grad is None and net[6].matrices.theta.grad is not None
     twin = copy.deepcopy(net)
     assert twin[4].matrices is twin[2].matrices and torch.equal(twin(x), net(x))
 
