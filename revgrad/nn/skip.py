@@ -19,26 +19,37 @@ class _Skip(IsometricLayer):
     Args:
         fraction: Share of each stream's channels that skips, rounded down; at least one channel
             of each stream skips and at least one goes on. The same at both ends.
+        channels: Instead of the fraction, how many channels of each stream skip, as at the other
+            end.
     """
 
-    def __init__(self, fraction: float = 0.5) -> None:
+    def __init__(self, fraction: float = 0.5, *, channels: tuple[int, int] | None = None) -> None:
         super().__init__()
         if not 0 < fraction < 1:
             raise ValueError(f"fraction must lie between 0 and 1, not {fraction!r}")
+        if channels is not None and (len(channels) != 2 or min(channels) < 0):
+            raise ValueError(
+                "channels must be the numbers of skipping channels of the two streams, such as "
+                f"(2, 1), or None, not {channels!r}"
+            )
         self.fraction = fraction
+        self.channels = None if channels is None else tuple(channels)
 
     def extra_repr(self) -> str:
+        if self.channels is not None:
+            return f"channels={self.channels}"
         return f"fraction={self.fraction}"
 
     def _split(self, *streams: Tensor) -> State:
         """The rest of each stream, then the skip of each."""
         pairs = []
-        for x in streams:
-            if x.shape[1] < 2:
+        for i, x in enumerate(streams):
+            skip = self._skipping(i, x.shape[1])
+            if x.shape[1] <= skip:
                 raise ReversibleError(
-                    f"a stream with {x.shape[1]} channel can't be split into a skip and a rest"
+                    f"stream {i + 1} with {x.shape[1]} channel{'s' * (x.shape[1] != 1)} can't be "
+                    f"split into a skip of {skip} and a rest"
                 )
-            skip = self._skipping(x.shape[1])
             # Copies: as views, skips would keep the whole stream in memory until they are joined.
             pairs.append(split_dense(x, (skip, x.shape[1] - skip), 1, copy=True))
         return *(rest for _, rest in pairs), *(skip for skip, _ in pairs)
@@ -46,8 +57,11 @@ class _Skip(IsometricLayer):
     def _join(self, x1: Tensor, x2: Tensor, skip1: Tensor, skip2: Tensor) -> State:
         return torch.cat((skip1, x1), 1), torch.cat((skip2, x2), 1)
 
-    def _skipping(self, channels: int) -> int:
-        return min(max(int(channels * self.fraction), 1), channels - 1)
+    def _skipping(self, i: int, channels: int) -> int:
+        """How many of the channels of stream `i` skip."""
+        if self.channels is not None:
+            return self.channels[i]
+        return max(min(int(channels * self.fraction), channels - 1), 1)
 
 
 class SplitSkip(_Skip):
@@ -59,6 +73,8 @@ class SplitSkip(_Skip):
     Args:
         fraction: Share of each stream's channels that skips, rounded down; at least one channel
             of each stream skips and at least one goes on.
+        channels: Instead of the fraction, how many channels of each stream skip. Of one stream it
+            may be none; at least one channel of each goes on.
 
     Shapes:
         (N, C1, ...), (N, C2, ...) to the two streams that go on and the two skips.
@@ -79,7 +95,7 @@ class SplitSkip(_Skip):
 
     def out_channels(self, channels: tuple[int, ...]) -> tuple[int, ...]:
         """What goes on of each stream, then what skips."""
-        skips = [self._skipping(c) for c in channels]
+        skips = [self._skipping(i, c) for i, c in enumerate(channels)]
         return *(c - s for c, s in zip(channels, skips, strict=True)), *skips
 
 
@@ -88,6 +104,7 @@ class JoinSkip(_Skip):
 
     Args:
         fraction: As at the `SplitSkip`: its inverse has to find the border again.
+        channels: As at the `SplitSkip`, in the order that the streams have here.
 
     Shapes:
         The two streams and the two skips to (N, C1, ...), (N, C2, ...).
@@ -100,8 +117,8 @@ class JoinSkip(_Skip):
         self, x1: Tensor, x2: Tensor, skip1: Tensor, skip2: Tensor, *args: Any, **kwargs: Any
     ) -> State:
         """Join each skip with its stream along the channels."""
-        for x, skip in ((x1, skip1), (x2, skip2)):
-            self._check(x, skip)
+        self._check(0, x1, skip1)
+        self._check(1, x2, skip2)
         return self._join(x1, x2, skip1, skip2)
 
     def inverse(self, y1: Tensor, y2: Tensor, *args: Any, **kwargs: Any) -> State:
@@ -113,16 +130,17 @@ class JoinSkip(_Skip):
         x1, x2, skip1, skip2 = channels
         return x1 + skip1, x2 + skip2
 
-    def _check(self, x: Tensor, skip: Tensor) -> None:
+    def _check(self, i: int, x: Tensor, skip: Tensor) -> None:
         if x.shape[:1] + x.shape[2:] != skip.shape[:1] + skip.shape[2:]:
             raise ReversibleError(
                 f"the skip of shape {tuple(skip.shape)} does not fit the stream of shape "
                 f"{tuple(x.shape)}; is the upsampling missing?"
             )
         together = x.shape[1] + skip.shape[1]
-        if skip.shape[1] != self._skipping(together):
+        expected = self._skipping(i, together)
+        if skip.shape[1] != expected:
             raise ReversibleError(
-                f"the skip has {skip.shape[1]} of {together} channels, but fraction="
-                f"{self.fraction} makes it {self._skipping(together)}; give SplitSkip and "
-                "JoinSkip the same fraction, and bring as many channels up as went down"
+                f"the skip has {skip.shape[1]} of {together} channels, but {self.extra_repr()} "
+                f"makes it {expected}; give SplitSkip and JoinSkip the same fraction or channels, "
+                "and bring as many channels up as went down"
             )

@@ -66,6 +66,12 @@ LAYERS = {
     "pixel shuffle": lambda d: [PixelShuffleDownsample(d), PixelShuffleUpsample(d)],
     "pixel shuffle down": lambda d: [PixelShuffleDownsample(d)],
     "skip": lambda d: [SplitSkip(0.3), AdditiveCoupling(conv(d, 1)), JoinSkip(0.3)],
+    "skip of unequal numbers": lambda d: [
+        SplitSkip(channels=(1, 0)),
+        AdditiveCoupling(conv(d, 2, 1)),
+        AdditiveCoupling(conv(d, 1, 2)),
+        JoinSkip(channels=(1, 0)),
+    ],
 }
 
 
@@ -130,6 +136,26 @@ def test_skips_are_copies_so_that_they_hold_no_whole_stream():
     x = torch.randn(2, 4, 4, 4)
     for part in SplitSkip()(x, x):
         assert part.untyped_storage().nbytes() == part.numel() * 4
+
+
+@pytest.mark.parametrize("arithmetic", ["float", "exact"])
+def test_a_number_of_skipping_channels_for_each_stream(arithmetic):
+    layers = [
+        SplitSkip(channels=(2, 0)),
+        AdditiveCoupling(conv(2, 2, 1)),
+        JoinSkip(channels=(2, 0)),  # the streams have changed places
+        AdditiveCoupling(conv(2, 1, 4)),
+    ]
+    streams = torch.randn(1, 5, 3, 3).split((3, 2), 1)
+    assert [t.shape[1] for t in layers[0](*streams)] == [1, 2, 2, 0]
+    net = ReversibleSequence(layers, arithmetic=arithmetic)
+    x = torch.randn(2, 5, 3, 3, dtype=DOUBLE, requires_grad=True)
+    assert (net.inverse(net(x)) - x).abs().max() < (1e-12 if arithmetic == "float" else 1e-6)
+    results = []
+    for net.save_memory in (True, False):
+        results.append(gradients(net, x))
+    for saved, plain in zip(*results, strict=True):
+        assert (saved - plain).abs().max() < 1e-12
 
 
 # --- the sequence -----------------------------------------------------------------------------
@@ -238,6 +264,8 @@ def wide(c):
         ([JoinSkip()], 4, r"layer 0 \(JoinSkip\).*takes 4 tensors"),
         ([SplitSkip(), HaarDownsample(2), JoinSkip()], 4, r"layer 2 .*upsampling missing"),
         ([SplitSkip(), JoinSkip(0.2)], 8, r"layer 1 .*same fraction"),
+        ([SplitSkip(channels=(1, 1)), JoinSkip(channels=(1, 2))], 8, r"layer 1 .*same fraction"),
+        ([SplitSkip(channels=(2, 1))], 4, r"layer 0 .*stream 1 with 2 channels.*a skip of 2"),
         ([SplitSkip()], 4, "lacks its JoinSkip"),
         ([SplitSkip()], 2, r"layer 0 \(SplitSkip\).*1 channel"),
         ([], 1, "can't be split"),
@@ -263,6 +291,8 @@ def test_construction_errors():
         ReversibleSequence([Tap("a"), ReversibleSequence([Tap("a")])])
     with pytest.raises(ValueError, match="fraction"):
         SplitSkip(1.0)
+    with pytest.raises(ValueError, match="channels must be"):
+        SplitSkip(channels=(1, -1))
     with pytest.raises(ValueError, match="spatial_dims"):
         HaarDownsample(4)
     with pytest.raises(TypeError, match="expected a tensor or a tuple"):
