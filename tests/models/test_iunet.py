@@ -80,8 +80,6 @@ def test_as_many_parameters_as_published(spatial_dims, channels, published):
 
     Here they are the n * (n - 1) / 2 that the matrix has degrees of freedom.
     """
-    with torch.device("meta"):
-        pass
     body = iUNet(spatial_dims, 1, 2, channels, (2, 2, 2, 2)).body
     others = sum(p.numel() for name, p in body.named_parameters() if not name.endswith("theta"))
     starts = [b for name, b in body.named_buffers() if name.endswith("start")]
@@ -107,17 +105,16 @@ def test_places_of_the_mixing(every, encoder, decoder):
         assert found.replace("//", "/") == expected
 
 
-@pytest.mark.parametrize("arguments", [((2, 1), 1), (((1, 2), 2), 2), ((3, (1, 2)), 2)])
-def test_strides_by_level_and_axis(arguments):
-    strides, spatial_dims = arguments
-    if spatial_dims == 1:
-        with pytest.raises(ValueError, match="not all 1"):
-            iUNet(1, 1, 2, (6, 9, 12), (1, 1, 1), strides=strides)
-        return
-    net = iUNet(2, 1, 2, (6, 12, 18), (1, 1, 1), strides=strides, init="random").double()
-    x = torch.randn(1, 6, *(2 * d for d in net.divisor), dtype=DOUBLE)
+@pytest.mark.parametrize(
+    ("strides", "divisor"), [(((1, 2), 2), (2, 4)), ((3, (1, 2)), (3, 6)), (4, (16, 16))]
+)
+@pytest.mark.parametrize("init", ["random", "pixel_shuffle"])
+def test_strides_by_level_and_axis(strides, divisor, init):
+    net = iUNet(2, 1, 2, (8, 32, 64), (1, 1, 1), strides=strides, init=init).double()
+    assert net.divisor == divisor
+    x = torch.randn(1, 8, *(2 * d for d in divisor), dtype=DOUBLE)
     assert (net.inverse(net.body(x)) - x).abs().max() < 1e-10
-    assert net.divisor == {((1, 2), 2): (2, 4), (3, (1, 2)): (3, 6)}[strides]
+    assert net(torch.randn(1, 1, 19, 21, dtype=DOUBLE)).shape == (1, 2, 19, 21)
 
 
 def test_own_blocks_see_one_stream_and_give_the_other():
@@ -172,6 +169,17 @@ def test_gradients_are_those_of_ordinary_autograd(name, mixing_every):
 def test_exact_arithmetic_gives_them_to_the_bit(name):
     net, x = made(name, arithmetic="exact")
     results = [gradients(net, x, save_memory) for save_memory in (True, False)]
+    for saved, plain in zip(*results, strict=True):
+        assert torch.equal(saved, plain)
+
+
+def test_exact_arithmetic_under_autocast_and_in_channels_last():
+    torch.manual_seed(0)
+    net = moved(iUNet(2, 1, 2, (4, 8, 16), (2, 2, 2), arithmetic="exact"))
+    net = net.to(memory_format=torch.channels_last)
+    x = torch.randn(2, 1, 14, 16).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        results = [gradients(net, x, save_memory) for save_memory in (True, False)]
     for saved, plain in zip(*results, strict=True):
         assert torch.equal(saved, plain)
 
