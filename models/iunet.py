@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -119,7 +120,7 @@ class iUNet(nn.Module):
 
         conv = _CONV[spatial_dims - 1]
         self.stem = conv(in_channels, channels[0], 1)
-        options = {
+        options: dict[str, Any] = {
             "save_memory": save_memory,
             "arithmetic": arithmetic,
             "fraction_bits": fraction_bits,
@@ -149,7 +150,7 @@ class iUNet(nn.Module):
             )
         before, after = self._padding(x.shape[2:])
         y = self.stem(x)
-        if any(after):
+        if any(after) and self.padding_mode is not None:
             pairs = reversed(list(zip(before, after, strict=True)))
             y = F.pad(y, [n for pair in pairs for n in pair], mode=self.padding_mode)
         y = self.body(y)
@@ -237,7 +238,7 @@ class iUNet(nn.Module):
             skips = streams[0] - rests[0], streams[1] - rests[1]
             stride = self.strides[level]
             arguments = (sum(rests), self.spatial_dims, stride)
-            options = {"method": method, "init": init}
+            options: dict[str, Any] = {"method": method, "init": init}
             encoder += [SplitSkip(channels=skips), OrthogonalDownsample(*arguments, **options)]
             decoder = [
                 OrthogonalUpsample(*arguments, **options),
