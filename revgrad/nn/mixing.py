@@ -61,6 +61,7 @@ class ChannelMixing(ReversibleLayer):
         if weight.needs_grad:
             x, dy = (torch.cat(t, 1).flatten(2).to(back.dtype) for t in (inputs, filled))
             weight.book(torch.einsum("ncp,nkp->ck", dy, x)[None])
+            del x, dy  # two activations, not to be held while the gradients are mixed
         return inputs, self._mixed(back, filled)
 
     def extra_repr(self) -> str:
