@@ -61,8 +61,7 @@ class iUNet(nn.Module):
             leaky ReLU.
         padding_mode: How images are padded whose axes do not divide by the product of the strides:
             "constant" (zeros), "reflect", "replicate" or "circular". None: they are refused.
-        arithmetic: "float" or "exact", see `ReversibleSequence`. In exact arithmetic the input of
-            each channel mixing is stored.
+        arithmetic: "float" or "exact", see `ReversibleSequence`.
         fraction_bits: Binary digits behind the point in exact arithmetic.
         save_memory: If False, the body is run by ordinary autograd. May be changed at any time.
 

@@ -6,6 +6,8 @@ same ones; and dense tensors are what kernels are fast on.
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,7 +80,8 @@ def gradient_strides(stream: Tensor) -> tuple[int, ...]:
     takes a channels-last gradient for a contiguous one and gives another gradient (2.13, CPU).
     """
     if stream.dim() > 2 and stream.shape[0] == 1:
-        return torch.empty(stream.shape, device="meta").stride()
+        sizes = (max(size, 1) for size in stream.shape[:0:-1])
+        return tuple(itertools.accumulate(sizes, operator.mul, initial=1))[::-1]
     return stream.stride()
 
 

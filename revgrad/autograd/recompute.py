@@ -10,19 +10,20 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
+from revgrad.autograd.inventory import Inventory
 from revgrad.errors import ReversibleError
 
-Modules = list[tuple[str, nn.Module]]
+# A tensor that a module is to find among its parameters or buffers: the dictionary and the key.
+Replacement = tuple[dict[str, Tensor | None], str, Tensor]
 _local = threading.local()
 
 # A buffer of at most this many elements (statistics, counters, power iteration vectors) is kept
@@ -149,10 +150,10 @@ class Buffers:
 
     __slots__ = ("copies", "references")
 
-    def __init__(self, modules: Modules) -> None:
-        self.copies: dict[str, Tensor] = {}
-        self.references: dict[str, tuple[Tensor, int, Tensor | None]] = {}
-        for path, owner in modules:
+    def __init__(self, inventory: Inventory) -> None:
+        self.copies: list[Replacement] = []
+        self.references: list[tuple[str, Replacement, int, Tensor]] = []
+        for path, owner in inventory.named:
             for key, buffer in owner._buffers.items():
                 if buffer is None:
                     continue
@@ -164,31 +165,31 @@ class Buffers:
                     )
                 copy = buffer.detach().clone()
                 if buffer.numel() <= SMALL_BUFFER or isinstance(owner, _NormBase):
-                    self.copies[name] = copy
+                    self.copies.append((owner._buffers, key, copy))
                 else:
-                    self.references[name] = (buffer, version(buffer), copy)
+                    known = owner._buffers, key, buffer
+                    self.references.append((name, known, version(buffer), copy))
 
-    def settle(self, module: nn.Module) -> None:
+    def settle(self) -> None:
         """Drop the copies that the evaluation turned out not to need."""
-        for name, (buffer, before, copy) in list(self.references.items()):
-            assert copy is not None
-            if module.get_buffer(name) is buffer and version(buffer) == before:
-                self.references[name] = (buffer, before, None)
+        references, self.references = self.references, []
+        for name, (buffers, key, buffer), before, copy in references:
+            if buffers.get(key) is buffer and version(buffer) == before:
+                self.references.append((name, (buffers, key, buffer), before, buffer))
             else:
-                del self.references[name]
-                self.copies[name] = copy
+                self.copies.append((buffers, key, copy))
 
-    def values(self) -> dict[str, Tensor]:
-        """Fresh tensors with the values from before the evaluation, by name."""
-        for name, (buffer, before, _) in self.references.items():
+    def values(self) -> list[Replacement]:
+        """Fresh tensors with the values from before the evaluation."""
+        for name, (_, _, buffer), before, _ in self.references:
             if version(buffer) != before:
                 raise ReversibleError(
                     f"buffer '{name}' was changed between the forward and the backward pass, so "
                     "the sub-network can't be evaluated again as it was; change it after "
                     "backward, or replace it by a new tensor instead of writing into it"
                 )
-        kept = {name: buffer for name, (buffer, _, _) in self.references.items()}
-        return {name: copy.clone() for name, copy in self.copies.items()} | kept
+        fresh = [(buffers, key, copy.clone()) for buffers, key, copy in self.copies]
+        return fresh + [known for _, known, _, _ in self.references]
 
 
 def version(tensor: Tensor) -> int:
@@ -202,65 +203,75 @@ class Evaluation:
     Args:
         module: The module that is evaluated.
         devices: Devices whose random generators it may draw from, besides the CPU's.
-        modules: Its `named_modules()`, if known.
+        inventory: What it consists of, if known.
     """
 
-    __slots__ = ("autocast", "buffers", "module", "modules", "random", "training")
+    __slots__ = ("autocast", "buffers", "devices", "inventory", "module", "random", "training")
 
     def __init__(
-        self, module: nn.Module, devices: tuple[torch.device, ...], modules: Modules | None = None
+        self,
+        module: nn.Module,
+        devices: tuple[torch.device, ...],
+        inventory: Inventory | None = None,
     ) -> None:
         self.module = module
-        self.modules = modules or list(module.named_modules())
+        self.devices = devices
+        self.inventory = inventory or Inventory(module)
         self.autocast = Autocast(devices)
-        self.training = [m.training for _, m in self.modules]
-        self.buffers: Buffers | None = Buffers(self.modules)
-        self.random: RandomState | None = RandomState(devices)
+        self.training = self.inventory.training()
+        self.buffers: Buffers | None = None
+        self.random: RandomState | None = None
 
     def first(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Evaluate `call` (the module or a method of it) for the first time, and remember."""
-        guard: AbstractContextManager[None] = nullcontext()
-        if self.autocast.enabled:
-            guard = self.autocast.restored()
-        with guard, _without_shortcuts(self.modules), _recorded_if_recurrent(self.modules):
+        inventory = self.inventory
+        buffers = Buffers(inventory)
+        before = RandomState(self.devices) if inventory.may_draw else None
+        with ExitStack() as stack:
+            if self.autocast.enabled:
+                stack.enter_context(self.autocast.restored())
+            if inventory.has_attention or parametrize._cache_enabled:
+                stack.enter_context(_without_shortcuts(inventory))
+            if inventory.has_lstm:
+                # Recorded in vain: without gradients it takes another way, and its bits differ.
+                stack.enter_context(torch.enable_grad())
             result = call(*args, **kwargs)
-        assert self.random is not None and self.buffers is not None
-        self.random = self.random.drawn_until(RandomState(self.random.devices))
-        self.buffers.settle(self.module)
-        if not self.buffers.copies and not self.buffers.references:
-            self.buffers = None
+        if before is not None:
+            self.random = before.drawn_until(RandomState(self.devices))
+        buffers.settle()
+        if buffers.copies or buffers.references:
+            self.buffers = buffers
         return result
 
     def again(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Evaluate `call` as it was evaluated the first time."""
         with ExitStack() as stack:
             stack.enter_context(recomputing())
-            stack.enter_context(_without_shortcuts(self.modules))
+            if self.inventory.has_attention or parametrize._cache_enabled:
+                stack.enter_context(_without_shortcuts(self.inventory))
             if not self.autocast.is_off():
                 stack.enter_context(self.autocast.restored())
-            if self.training != [m.training for _, m in self.modules]:
-                stack.enter_context(_training_modes(self.modules, self.training))
+            if self.training != self.inventory.training():
+                stack.enter_context(_training_modes(self.inventory, self.training))
             if self.random is not None:
                 stack.enter_context(self.random.replayed())
             if self.buffers is None:
                 return call(*args, **kwargs)
-            return call_with_tensors(self.module, self.buffers.values(), call, *args, **kwargs)
+            return call_with_tensors(self.buffers.values(), call, *args, **kwargs)
 
 
 @contextmanager
-def _training_modes(modules: Modules, modes: list[bool]) -> Iterator[None]:
-    present = [(m, m.training) for _, m in modules]
-    for (m, _), mode in zip(present, modes, strict=True):
-        m.training = mode
+def _training_modes(inventory: Inventory, modes: list[bool]) -> Iterator[None]:
+    present = inventory.training()
+    inventory.set_training(modes)
     try:
         yield
     finally:
-        for m, mode in present:
-            m.training = mode
+        inventory.set_training(present)
 
 
 @contextmanager
-def _without_shortcuts(modules: Modules) -> Iterator[None]:
+def _without_shortcuts(inventory: Inventory) -> Iterator[None]:
     """Switch off what makes a result depend on whether gradients are recorded.
 
     The first evaluation records none and the second does. Multi-head attention has a fast path
@@ -268,9 +279,7 @@ def _without_shortcuts(modules: Modules) -> Iterator[None]:
     weights without gradient from the first to the second.
     """
     cached = parametrize._cache_enabled
-    fast = torch.backends.mha.get_fastpath_enabled() and any(
-        isinstance(m, nn.MultiheadAttention) for _, m in modules
-    )
+    fast = inventory.has_attention and torch.backends.mha.get_fastpath_enabled()
     if cached:
         parametrize._cache_enabled = 0
     if fast:
@@ -284,14 +293,6 @@ def _without_shortcuts(modules: Modules) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(True)
 
 
-@contextmanager
-def _recorded_if_recurrent(modules: Modules) -> Iterator[None]:
-    """Record gradients, in vain, where an LSTM would take another way without: its bits differ."""
-    recurrent = any(isinstance(m, nn.LSTM) for _, m in modules)
-    with torch.set_grad_enabled(recurrent or torch.is_grad_enabled()):
-        yield
-
-
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
@@ -303,34 +304,25 @@ def lock_of(module: nn.Module) -> threading.RLock:
     return _locks.setdefault(module, threading.RLock())
 
 
-class _Stage(nn.Module):
-    """Lets `functional_call` run any function while the tensors of a module are replaced."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return call(*args, **kwargs)
-
-
 def call_with_tensors(
-    module: nn.Module,
-    tensors: dict[str, Tensor],
-    call: Callable[..., Any],
-    *args: Any,
-    **kwargs: Any,
+    replacements: Iterable[Replacement], call: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
-    """Run `call` while parameters and buffers of `module` are replaced by `tensors`.
+    """Run `call` while modules find other tensors in the place of parameters and buffers.
+
+    As `torch.func.functional_call`, for places that are known.
 
     Args:
-        module: The module whose tensors are replaced.
-        tensors: Replacements by qualified name. Tied parameters are named at each place.
-        call: The function to run; it finds the replacements as attributes of `module`.
+        replacements: The places and the tensors. Tied parameters are named at each place.
+        call: The function to run; it finds the replacements as attributes of the modules.
         *args: Passed to `call`.
         **kwargs: Passed to `call`.
     """
-    if not tensors:
+    before = []
+    try:
+        for tensors, key, tensor in replacements:
+            before.append((tensors, key, tensors[key]))
+            tensors[key] = tensor
         return call(*args, **kwargs)
-    named = {f"module.{name}": tensor for name, tensor in tensors.items()}
-    return functional_call(_Stage(module), named, (call, *args), kwargs, tie_weights=False)
+    finally:
+        for tensors, key, previous in before:
+            tensors[key] = previous

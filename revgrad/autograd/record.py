@@ -10,6 +10,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from revgrad.autograd.context import evaluating
+from revgrad.autograd.inventory import Inventory
 from revgrad.autograd.layout import gradient_strides
 from revgrad.autograd.protocol import Layer, Part, State
 from revgrad.autograd.recompute import Evaluation, accelerators
@@ -62,16 +63,17 @@ class Record:
         self.devices = accelerators(streams)
         self.strides = [x.stride() for x in streams]
         self.gradient_strides = [gradient_strides(x) for x in streams]
-        self.modules = list(part.module.named_modules())
-        self.names: dict[str, int] = {}
+        self.inventory = Inventory(part.module)
+        # Where each parameter stands (tied ones at several places), and its number.
+        self.places: list[tuple[dict[str, Any], str, int]] = []
         self.evaluations: list[Evaluation] = []
         self.whole: Evaluation | None = None
 
     def collect_parameters(self) -> list[Tensor]:
-        """The parameters of the part, each once; `names` says at which places each stands."""
+        """The parameters of the part, each once; `places` says where each stands."""
         index: dict[int, int] = {}
         parameters: list[Tensor] = []
-        for path, owner in self.modules:
+        for _, owner in self.inventory.named:
             for key, parameter in owner._parameters.items():
                 if parameter is None:
                     continue
@@ -83,7 +85,7 @@ class Record:
                 if id(parameter) not in index:
                     index[id(parameter)] = len(parameters)
                     parameters.append(parameter)
-                self.names[f"{path}.{key}" if path else key] = index[id(parameter)]
+                self.places.append((owner._parameters, key, index[id(parameter)]))
         return parameters
 
     def run_forward(self, *streams: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> State:
@@ -92,7 +94,7 @@ class Record:
             if self.part.backward_step is not None:
                 outputs = self.part.forward(*streams, *args, **kwargs)
             else:  # the generic step back repeats the layer as a whole
-                self.whole = Evaluation(self.part.module, self.devices, self.modules)
+                self.whole = Evaluation(self.part.module, self.devices, self.inventory)
                 outputs = self.whole.first(self.part.forward, *streams, *args, **kwargs)
         found = check_streams(outputs, self.layer.num_outputs)
         if isinstance(streams[0], FixedPoint):
@@ -101,8 +103,8 @@ class Record:
 
     def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Evaluate a sub-network, called by the layer."""
-        modules = self.modules if module is self.part.module else None
-        evaluation = Evaluation(module, self.devices, modules)
+        inventory = self.inventory if module is self.part.module else None
+        evaluation = Evaluation(module, self.devices, inventory)
         with evaluating(None):
             result = evaluation.first(module, *args, **kwargs)
         self.evaluations.append(evaluation)

@@ -263,8 +263,9 @@ class Rewind:
     ) -> Any:
         """Run `call` while the parameters of the part are those among `leaves`."""
         record = self._record
-        named = {name: leaves[record.side.count + i] for name, i in record.names.items()}
-        return call_with_tensors(record.part.module, named, call, *args, **kwargs)
+        first = record.side.count
+        replacements = [(tensors, key, leaves[first + i]) for tensors, key, i in record.places]
+        return call_with_tensors(replacements, call, *args, **kwargs)
 
     def _next(self, module: nn.Module, last: bool) -> Evaluation:
         found = [e for e in self._evaluations if e.module is module]

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from revgrad.autograd.layout import split_dense
+from revgrad.autograd.layout import dense, dense_format, is_shared
 from revgrad.autograd.protocol import Gradients, State
 from revgrad.autograd.rewind import Rewind
 from revgrad.errors import ReversibleError
+from revgrad.fixed_point import FixedPoint, to_float
+from revgrad.fixed_point.block_lifting import BlockLifting
+from revgrad.fixed_point.rotation import growth
+from revgrad.fixed_point.tensor import on_integers
 from revgrad.nn.layer import ReversibleLayer
 from revgrad.nn.orthogonal import OrthogonalMatrices, block_transform
+from revgrad.ops.precision import full_precision
+
+# Numbers that are mixed at a time: on a CPU they stay in the cache.
+_PIECE = 2**18
+_PIECE_ON_ACCELERATORS = 2**26
 
 
 class ChannelMixing(ReversibleLayer):
     """Multiplies the channels of both streams together by one learnable orthogonal matrix.
 
     An invertible 1x1 convolution (Glow, Kingma and Dhariwal 2018) whose inverse is its transpose
-    (iUNet, Etmann, Ke and Schönlieb 2020). In exact arithmetic its input is stored.
+    (iUNet, Etmann, Ke and Schönlieb 2020). In exact arithmetic the matrix is applied by lifting,
+    see `revgrad.fixed_point.block_lifting`, whose factors are made on the CPU.
 
     Args:
         channels: Channels of both streams together, C.
@@ -29,6 +41,8 @@ class ChannelMixing(ReversibleLayer):
     Shapes:
         Each stream keeps its shape.
     """
+
+    exact = True
 
     def __init__(
         self, channels: int, *, method: str = "exp", init: str | Tensor = "identity"
@@ -46,43 +60,152 @@ class ChannelMixing(ReversibleLayer):
 
     def inverse(self, y1: Tensor, y2: Tensor, *args: Any, **kwargs: Any) -> State:
         """Mix by the transposed matrix."""
-        return self._mixed(self.matrices()[0].mT, (y1, y2))
+        return self._unmixed(self.matrices()[0], (y1, y2))
 
     def backward_step(
         self, rewind: Rewind, outputs: State, grads: Gradients, *args: Any, **kwargs: Any
     ) -> tuple[State, Gradients]:
         """Invert the streams and their gradients alike."""
         weight = rewind.weight(self.matrices)
-        back = weight.value[0].mT
-        inputs = self._mixed(back, outputs)
+        matrix = weight.value[0]
+        in_place = not rewind.differentiable and not any(map(is_shared, outputs))
+        inputs = self._unmixed(matrix, outputs, into=outputs if in_place else None)
         filled = rewind.filled(outputs, grads)
         if filled is None:
             return inputs, (None,) * len(inputs)
         if weight.needs_grad:
-            x, dy = (torch.cat(t, 1).flatten(2).to(back.dtype) for t in (inputs, filled))
-            weight.book(torch.einsum("ncp,nkp->ck", dy, x)[None])
-            del x, dy  # two activations, not to be held while the gradients are mixed
-        return inputs, self._mixed(back, filled)
+            weight.book(_outer(filled, tuple(map(to_float, inputs)), matrix.dtype)[None])
+        return inputs, _product(matrix.mT, filled)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}"
 
     def _mixed(self, matrix: Tensor, streams: State) -> State:
+        self._check(streams)
+        if isinstance(streams[0], FixedPoint):
+            mixed: State = _ExactMixing.apply(*streams, matrix, False)
+            return mixed
+        return _product(matrix, streams)
+
+    def _unmixed(self, matrix: Tensor, streams: State, into: State | None = None) -> State:
+        self._check(streams)
+        if isinstance(streams[0], FixedPoint):
+            unmixed: State = _ExactMixing.apply(*streams, matrix, True)
+            return unmixed
+        return _product(matrix.mT, streams, into)
+
+    def _check(self, streams: State) -> None:
         sizes = [x.shape[1] for x in streams]
         if sum(sizes) != self.channels:
             raise ReversibleError(
                 f"made for {self.channels} channels, but the streams have "
                 f"{' + '.join(map(str, sizes))}"
             )
-        joined = torch.cat(streams, 1)
-        with torch.autocast(joined.device.type, enabled=False):
-            wide = torch.promote_types(joined.dtype, matrix.dtype)
-            weight = matrix.to(wide)[(...,) + (None,) * (joined.dim() - 2)]
-            mixed = torch.convolution(
-                joined.to(wide), weight, None, *_ONES[joined.dim() - 2], groups=1
-            ).to(joined.dtype)
-        return tuple(split_dense(mixed, sizes, 1))
 
 
-# stride, padding, dilation, transposed and output padding of a 1x1 convolution by number of axes
-_ONES = {d: ((1,) * d, (0,) * d, (1,) * d, False, (0,) * d) for d in (1, 2, 3)}
+# --- floats -------------------------------------------------------------------------------------
+
+
+def _product(matrix: Tensor, streams: State, into: State | None = None) -> State:
+    """The matrix times the channels of both streams, in the format of each.
+
+    Args:
+        matrix: (C, C).
+        streams: Floats, C channels together.
+        into: Tensors to write to, which may be the streams; only where no gradient is recorded.
+    """
+    wide = torch.promote_types(streams[0].dtype, matrix.dtype)
+    matrix = matrix.to(wide)
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        with full_precision(matrix.device):
+            mixed = matrix @ torch.cat([x.reshape(_flat(x)) for x in streams], 1).to(wide)
+        parts = mixed.split([x.shape[1] for x in streams], 1)
+        shaped = (m.to(x.dtype).view(x.shape) for m, x in zip(parts, streams, strict=True))
+        return tuple(dense(m, dense_format(x)) for m, x in zip(shaped, streams, strict=True))
+    made = into or tuple(torch.empty_like(x) for x in streams)
+    with full_precision(matrix.device):
+        targets = tuple(x.view(_flat(x)) for x in made)  # never a copy, which would be lost
+        for source, target in zip(_pieces(streams), _pieces(targets), strict=True):
+            _put_rows(target, matrix @ _rows(source).to(wide))
+    return made
+
+
+def _outer(grads: State, inputs: State, dtype: torch.dtype) -> Tensor:
+    """The gradient of the matrix: the sum over all pixels of gradient times input."""
+    wide = torch.promote_types(inputs[0].dtype, dtype)
+    with full_precision(inputs[0].device):
+        products = (
+            _rows(dy).to(wide) @ _rows(x).to(wide).mT
+            for dy, x in zip(_pieces(grads), _pieces(inputs), strict=True)
+        )
+        return sum(products, start=torch.zeros((), dtype=wide, device=inputs[0].device))
+
+
+def _pieces(streams: State) -> Iterator[State]:
+    """Both streams, (N, C, pixels), a stretch of pixels at a time."""
+    flat = [x.reshape(_flat(x)) for x in streams]
+    size = _PIECE if flat[0].device.type == "cpu" else _PIECE_ON_ACCELERATORS
+    numbers = sum(x.shape[0] * x.shape[1] for x in flat)
+    length = max(1, size // max(1, numbers))
+    yield from zip(*(x.split(length, 2) for x in flat), strict=True)
+
+
+def _flat(x: Tensor) -> tuple[int, int, int]:
+    """The shape (N, C, pixels)."""
+    return x.shape[0], x.shape[1], math.prod(x.shape[2:])
+
+
+def _rows(piece: State) -> Tensor:
+    """A piece as a matrix of its own, (C, N * pixels)."""
+    joined = torch.cat(piece, 1)
+    return joined.transpose(0, 1).reshape(joined.shape[1], -1)
+
+
+def _put_rows(piece: State, rows: Tensor) -> None:
+    """Write such a matrix to where a piece lies."""
+    n = piece[0].shape[0]
+    parts = rows.view(rows.shape[0], n, -1).split([x.shape[1] for x in piece])
+    for target, part in zip(piece, parts, strict=True):
+        target.copy_(part.transpose(0, 1))
+
+
+# --- integers -----------------------------------------------------------------------------------
+
+
+def _joined(*streams: FixedPoint) -> FixedPoint:
+    joined = torch.cat(streams, 1)
+    assert isinstance(joined, FixedPoint)
+    return joined
+
+
+class _ExactMixing(torch.autograd.Function):
+    """The product with integers by lifting; the derivative is that of the unrounded map."""
+
+    @staticmethod
+    def forward(ctx: Any, x1: FixedPoint, x2: FixedPoint, matrix: Tensor, undo: bool) -> State:
+        ctx.undo = undo
+        ctx.save_for_backward(x1, x2, matrix)
+        streams = x1, x2
+        lifting = BlockLifting.of(matrix, x1.grid.gradient_dtype)
+        mix = lifting.undo_ if undo else lifting.apply_
+
+        def mixed_(joined: Tensor) -> Tensor:
+            with full_precision(joined.device):
+                for piece in _pieces((joined.view(_flat(joined)),)):
+                    _put_rows(piece, mix(_rows(piece)))
+            return joined
+
+        # The joined streams are in memory of their own, so they may be written into.
+        joined: Any = on_integers(_joined(x1, x2), mixed_, growth(matrix.shape[0]))
+        parts = joined.split([x.shape[1] for x in streams], 1)
+        return tuple(dense(part, dense_format(x)) for part, x in zip(parts, streams, strict=True))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *streams, matrix = ctx.saved_tensors
+        back = matrix if ctx.undo else matrix.mT
+        weight = None
+        if ctx.needs_input_grad[2]:
+            weight = _outer(grads, tuple(map(to_float, streams)), matrix.dtype).to(matrix.dtype)
+            weight = weight.mT if ctx.undo else weight
+        return *_product(back, grads), weight, None
