@@ -1,0 +1,100 @@
+"""Modules that may draw random numbers are known as such, whoever draws them."""
+
+import pytest
+import torch
+from torch import nn
+
+from revgrad import AdditiveCoupling, ReversibleSequence
+from revgrad.autograd.inventory import Inventory
+
+
+def noisy(*_):
+    return torch.randn(1, 3, 1)
+
+
+def plain():
+    return nn.Sequential(nn.Conv1d(3, 3, 3, padding=1), nn.GroupNorm(1, 3), nn.SiLU())
+
+
+def with_hook(f):
+    f[0].register_forward_hook(lambda _, __, y: y + noisy())
+    return f
+
+
+def with_hook_before(f):
+    f[1].register_forward_pre_hook(lambda _, args: args[0] + noisy())
+    return f
+
+
+def with_replaced_forward(f):
+    forward = f[2].forward
+    f[2].forward = lambda x: forward(x) + noisy()
+    return f
+
+
+def with_subclass(f):
+    class Noise(nn.SiLU):
+        def forward(self, x):
+            return super().forward(x) + noisy()
+
+    f[2] = Noise()
+    return f
+
+
+def with_parametrization(f):
+    class Noise(nn.Module):
+        def forward(self, weight):
+            return weight + 0.1 * torch.randn_like(weight)
+
+    nn.utils.parametrize.register_parametrization(f[0], "weight", Noise())
+    return f
+
+
+DRAWING = [with_hook, with_hook_before, with_replaced_forward, with_subclass, with_parametrization]
+
+
+def gradients(net, x):
+    torch.manual_seed(1)
+    net.zero_grad()
+    net(x).square().sum().backward()
+    return [p.grad.clone() for p in net.parameters()]
+
+
+def is_repeated(f):
+    net, x = ReversibleSequence([AdditiveCoupling(f)]).double(), torch.randn(2, 6, 8).double()
+    recomputed = gradients(net, x)
+    net.save_memory = False
+    stored = gradients(net, x)
+    return all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(recomputed, stored, strict=True))
+
+
+@pytest.mark.parametrize("change", DRAWING)
+def test_random_numbers_are_repeated(change):
+    f = change(plain())
+    assert Inventory(f).may_draw
+    assert is_repeated(f)
+
+
+def test_global_hooks_may_draw():
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, _, y: y + noisy() if isinstance(module, nn.SiLU) else None
+    )
+    try:
+        assert is_repeated(plain())
+    finally:
+        handle.remove()
+
+
+def test_common_modules_draw_nothing():
+    assert not Inventory(plain()).may_draw
+    assert Inventory(nn.Sequential(plain(), nn.Dropout(0.1))).may_draw
+    assert Inventory(nn.RReLU()).may_draw
+
+
+def test_what_else_is_known():
+    net = nn.Sequential(nn.LSTM(2, 2), nn.MultiheadAttention(2, 1))
+    inventory = Inventory(net)
+    assert inventory.has_lstm and inventory.has_attention
+    assert not Inventory(plain()).has_lstm and not Inventory(plain()).has_attention
+    inventory.set_training([False, True, *[False] * (len(inventory.named) - 2)])
+    assert net[0].training and not net.training
