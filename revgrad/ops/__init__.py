@@ -1,6 +1,12 @@
 """Operators with kernels of their own, each beside a reference in plain PyTorch."""
 
 from revgrad.ops.expm_skew import expm_skew, expm_skew_reference
+from revgrad.ops.norm_act import (
+    norm_act,
+    norm_act_backward,
+    norm_act_update_,
+    norm_act_with_statistics,
+)
 from revgrad.ops.orthogonal import (
     orthogonal_down,
     orthogonal_down_reference,
@@ -12,6 +18,10 @@ from revgrad.ops.orthogonal import (
 __all__ = [
     "expm_skew",
     "expm_skew_reference",
+    "norm_act",
+    "norm_act_backward",
+    "norm_act_update_",
+    "norm_act_with_statistics",
     "orthogonal_down",
     "orthogonal_down_reference",
     "orthogonal_up",
