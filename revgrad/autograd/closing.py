@@ -132,25 +132,25 @@ def close_plainly(
     return outputs if join_dim is None else outputs[0], opened(taps, True, factor)
 
 
-def with_laid_out_gradients(streams: State) -> State:
+def with_laid_out_gradients(streams: State, contiguous: bool) -> State:
     """The streams; in ordinary autograd their gradients are then laid out as on a tape.
 
     The strides of gradients change the bits of what is computed from them.
     """
-    return tuple(_LaidOut.apply(s) for s in streams)
+    return tuple(_LaidOut.apply(s, contiguous) for s in streams)
 
 
 class _LaidOut(torch.autograd.Function):
     """The identity; its gradient is laid out as sub-networks shall get it."""
 
     @staticmethod
-    def forward(ctx: Any, stream: Tensor) -> Tensor:
-        ctx.strides = gradient_strides(stream)
+    def forward(ctx: Any, stream: Tensor, contiguous: bool) -> Tensor:
+        ctx.strides = gradient_strides(stream, contiguous)
         return aliases((stream,))[0]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return laid_out(grad, ctx.strides)
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        return laid_out(grad, ctx.strides), None
 
 
 def _remember(ctx: Any, tape: Tape, join_dim: int | None, state: State) -> None:
@@ -158,7 +158,7 @@ def _remember(ctx: Any, tape: Tape, join_dim: int | None, state: State) -> None:
     ctx.tape, ctx.join_dim, ctx.count = tape, join_dim, len(state)
     ctx.sizes = None if join_dim is None else [s.shape[join_dim] for s in state]
     ctx.strides = [s.stride() for s in state]
-    ctx.gradient_strides = [gradient_strides(s) for s in state]
+    ctx.gradient_strides = [gradient_strides(s, tape.contiguous_gradients) for s in state]
     ctx.dtypes = [s.dtype for s in state]
     ctx.set_materialize_grads(False)
 

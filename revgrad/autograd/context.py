@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Evaluator(Protocol):
@@ -15,6 +15,9 @@ class Evaluator(Protocol):
 
     def run(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Evaluate `module`."""
+
+    def run_onto(self, module: nn.Module, stream: Tensor, x: Tensor) -> Tensor | None:
+        """The stream plus the value of `module` at `x` in one pass; None if that can't be."""
 
 
 class _Local(threading.local):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch.nn.modules.module as torch_module
 from torch import nn
 
 # Modules of these very classes draw no random numbers, so that no generator has to be looked at
-# around them, which takes as long as a small convolution. Any other may draw.
-_DRAW_NOTHING = frozenset(
+# around them, which takes as long as a small convolution. Of any other nothing is known.
+_KNOWN: set[type] = {
     getattr(nn, name)
     for name in (
         *(f"{kind}{d}d" for d in (1, 2, 3) for kind in ("Conv", "ConvTranspose", "BatchNorm")),
@@ -16,7 +18,23 @@ _DRAW_NOTHING = frozenset(
         *("ReLU", "LeakyReLU", "PReLU", "ELU", "GELU", "SiLU", "Mish", "Sigmoid", "Tanh"),
         *("Softplus", "Sequential", "ModuleList", "ModuleDict", "Flatten", "Unflatten"),
     )
-)
+}
+_MISREADING = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_Class = TypeVar("_Class", bound=type)
+
+
+def known(cls: _Class) -> _Class:
+    """Say of a module class that it draws no random numbers and reads gradients as they are."""
+    _KNOWN.add(cls)
+    return cls
+
+
+def may_misread_gradients(module: nn.Module) -> bool:
+    """Whether a gradient in channels-last format might be taken for a contiguous one.
+
+    PyTorch's instance norm does that for a batch of one (2.13, CPU), and gives another gradient.
+    """
+    return any(type(m) not in _KNOWN or isinstance(m, _MISREADING) for m in module.modules())
 
 
 class Inventory:
@@ -36,10 +54,8 @@ class Inventory:
 
     def __init__(self, module: nn.Module) -> None:
         self.named = list(module.named_modules())
-        unknown = [m for _, m in self.named if type(m) not in _DRAW_NOTHING]
-        self.may_draw = (
-            bool(unknown) or _has_global_hooks() or any(_has_hooks(m) for _, m in self.named)
-        )
+        unknown = [m for _, m in self.named if type(m) not in _KNOWN]
+        self.may_draw = bool(unknown) or any(has_hooks(m) for _, m in self.named)
         self.has_attention = any(isinstance(m, nn.MultiheadAttention) for m in unknown)
         self.has_lstm = any(isinstance(m, nn.LSTM) for m in unknown)
 
@@ -53,10 +69,12 @@ class Inventory:
             m.training = mode
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether code of somebody else runs with the module."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
-
-
-def _has_global_hooks() -> bool:
-    return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+def has_hooks(module: nn.Module) -> bool:
+    """Whether code of somebody else runs with the module in a forward pass."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or "forward" in module.__dict__
+        or torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+    )

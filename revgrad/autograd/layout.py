@@ -73,13 +73,13 @@ class _FixedLaidOut(torch.autograd.Function):
         return grad, None
 
 
-def gradient_strides(stream: Tensor) -> tuple[int, ...]:
+def gradient_strides(stream: Tensor, contiguous: bool) -> tuple[int, ...]:
     """The strides in which a stream's gradient is handed to sub-networks.
 
-    Those of the stream, but contiguous where the batch is of size 1: PyTorch's instance norm then
-    takes a channels-last gradient for a contiguous one and gives another gradient (2.13, CPU).
+    Those of the stream, but contiguous where the batch is of size 1 and a sub-network might take
+    any gradient of such a batch for a contiguous one, see `may_misread_gradients`.
     """
-    if stream.dim() > 2 and stream.shape[0] == 1:
+    if contiguous and stream.dim() > 2 and stream.shape[0] == 1:
         sizes = (max(size, 1) for size in stream.shape[:0:-1])
         return tuple(itertools.accumulate(sizes, operator.mul, initial=1))[::-1]
     return stream.stride()

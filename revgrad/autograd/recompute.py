@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
 from revgrad.autograd.inventory import Inventory
+from revgrad.autograd.tail import Cut
 from revgrad.errors import ReversibleError
 
 # A tensor that a module is to find among its parameters or buffers: the dictionary and the key.
@@ -204,9 +205,14 @@ class Evaluation:
         module: The module that is evaluated.
         devices: Devices whose random generators it may draw from, besides the CPU's.
         inventory: What it consists of, if known.
+
+    Attributes:
+        cut: The module cut before its tail, if its value was added to a stream in one pass.
     """
 
-    __slots__ = ("autocast", "buffers", "devices", "inventory", "module", "random", "training")
+    __slots__ = (
+        "autocast", "buffers", "cut", "devices", "inventory", "module", "random", "training",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -221,6 +227,7 @@ class Evaluation:
         self.training = self.inventory.training()
         self.buffers: Buffers | None = None
         self.random: RandomState | None = None
+        self.cut: Cut | None = None
 
     def first(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Evaluate `call` (the module or a method of it) for the first time, and remember."""

@@ -14,6 +14,7 @@ from revgrad.autograd.inventory import Inventory
 from revgrad.autograd.layout import gradient_strides
 from revgrad.autograd.protocol import Layer, Part, State
 from revgrad.autograd.recompute import Evaluation, accelerators
+from revgrad.autograd.tail import cut
 from revgrad.errors import ReversibleError
 from revgrad.fixed_point import FixedPoint
 
@@ -54,15 +55,18 @@ class Record:
         part: The part of it that is the node.
         side: Its side inputs.
         streams: Its input streams.
+        contiguous: Whether its gradients have to be contiguous, see `gradient_strides`.
     """
 
-    def __init__(self, layer: Layer, part: Part, side: SideInputs, streams: State) -> None:
+    def __init__(
+        self, layer: Layer, part: Part, side: SideInputs, streams: State, contiguous: bool
+    ) -> None:
         self.layer = layer
         self.part = part
         self.side = side
         self.devices = accelerators(streams)
         self.strides = [x.stride() for x in streams]
-        self.gradient_strides = [gradient_strides(x) for x in streams]
+        self.gradient_strides = [gradient_strides(x, contiguous) for x in streams]
         self.inventory = Inventory(part.module)
         # Where each parameter stands (tied ones at several places), and its number.
         self.places: list[tuple[dict[str, Any], str, int]] = []
@@ -107,6 +111,19 @@ class Record:
         evaluation = Evaluation(module, self.devices, inventory)
         with evaluating(None):
             result = evaluation.first(module, *args, **kwargs)
+        self.evaluations.append(evaluation)
+        return result
+
+    def run_onto(self, module: nn.Module, stream: Tensor, x: Tensor) -> Tensor | None:
+        """Evaluate a sub-network and add its value to the stream, where one pass does both."""
+        found = cut(module, stream)
+        if found is None:
+            return None
+        inventory = self.inventory if module is self.part.module else None
+        evaluation = Evaluation(module, self.devices, inventory)
+        evaluation.cut = found
+        with evaluating(None):
+            result: Tensor = evaluation.first(found.sum, stream, x)
         self.evaluations.append(evaluation)
         return result
 

@@ -16,6 +16,7 @@ from revgrad.autograd.layout import alias, is_shared
 from revgrad.autograd.protocol import Gradients, State
 from revgrad.autograd.recompute import Evaluation, call_with_tensors
 from revgrad.autograd.record import Record, check_streams
+from revgrad.autograd.tail import Cut, Statistics
 from revgrad.errors import ReversibleError
 from revgrad.fixed_point import FixedPoint, Grid, to_fixed, to_float
 
@@ -62,6 +63,36 @@ class Evaluated:
         if edge is None or grad is None:
             return None
         return self._rewind._gradients([edge], [grad.to(self._dtype)], self._inputs)[0]
+
+
+class EvaluatedInParts(Evaluated):
+    """A sub-network whose value was subtracted in one pass: only the input of its tail is known."""
+
+    def __init__(
+        self,
+        rewind: Rewind,
+        cut: Cut,
+        before: Tensor,
+        statistics: Statistics,
+        inputs: Leaves,
+        grad: Tensor | None,
+    ) -> None:
+        super().__init__(rewind, before, inputs, grad, None)
+        self._cut = cut
+        self._statistics = statistics
+
+    def pull(self) -> Tensor | None:
+        """Gradient with respect to the sub-network's input."""
+        grad, self._grad = self._grad, None
+        if grad is None:
+            return None
+        before = self.take_unrounded()
+        # As ordinary autograd hands it over.
+        dy = grad.to(before.dtype)
+        self._grad, own = self._cut.tail.gradients(dy, before, self._statistics)
+        del before, dy, grad  # not to be held while the head's gradients are computed
+        self._rewind._book(own)
+        return super().pull()
 
 
 class Weight:
@@ -160,6 +191,46 @@ class Rewind:
                 value = self._with_parameters(others, call, module, leaf, *args, **kwargs)
         grid = x.grid if isinstance(x, FixedPoint) else None
         return Evaluated(self, value, Leaves([leaf], others), grad, grid)
+
+    def undo_sum(
+        self,
+        stream: Tensor,
+        module: nn.Module,
+        x: Tensor,
+        grad: Tensor | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Evaluated]:
+        """Take back the sum of a stream and a sub-network's value.
+
+        Args:
+            stream: The sum. Written into, unless somebody else holds it.
+            module: The sub-network.
+            x: Its input, see `evaluate` for this and the rest.
+            grad: Gradient of the sum.
+            *args: Side inputs.
+            **kwargs: Side inputs by keyword.
+
+        Returns:
+            The stream before, and the sub-network as evaluated, to `pull` the gradient through.
+        """
+        if self.differentiable or self._find(module, last=True).cut is None:
+            evaluated = self.evaluate(module, x, grad, *args, **kwargs)
+            return self.subtract(stream, evaluated), evaluated
+        evaluation = self._next(module, last=True)
+        cut = evaluation.cut
+        assert cut is not None
+        leaf = self._leaf(to_float(x), grad is not None)
+        own = stream.clone() if is_shared(stream) else stream
+
+        def again() -> tuple[Tensor, Tensor, Statistics]:
+            with torch.set_grad_enabled(grad is not None):
+                before = cut.before(leaf)
+            return before, *cut.undo(own, before.detach())
+
+        before, stream, statistics = evaluation.again(again)
+        leaves = Leaves([leaf], self._leaves)
+        return stream, EvaluatedInParts(self, cut, before, statistics, leaves, grad)
 
     def weight(self, module: nn.Module) -> Weight:
         """Let a sub-module make a tensor of its parameters again, such as orthogonal matrices.
@@ -268,6 +339,11 @@ class Rewind:
         return call_with_tensors(replacements, call, *args, **kwargs)
 
     def _next(self, module: nn.Module, last: bool) -> Evaluation:
+        chosen = self._find(module, last)
+        self._evaluations.remove(chosen)
+        return chosen
+
+    def _find(self, module: nn.Module, last: bool) -> Evaluation:
         found = [e for e in self._evaluations if e.module is module]
         if not found:
             raise ReversibleError(
@@ -275,9 +351,14 @@ class Rewind:
                 "not, or more often. Was the sub-network replaced since? Does the layer call "
                 "self.run() once for each in either direction?"
             )
-        chosen = found[-1 if last else 0]
-        self._evaluations.remove(chosen)
-        return chosen
+        return found[-1 if last else 0]
+
+    def _book(self, grads: list[tuple[Tensor, Tensor]]) -> None:
+        """Book the gradients of parameters."""
+        for leaf, grad in grads:
+            for i, known in enumerate(self._leaves):
+                if known is leaf and leaf.requires_grad:
+                    self._grads[i] = self.add(self._grads[i], grad.to(leaf.dtype))
 
     def _gradients(
         self, edges: list[GradientEdge], grads: list[Tensor], leaves: Leaves
@@ -353,3 +434,7 @@ class _Repeat:
         evaluation = self.rewind._next(module, self.last)
         with evaluating(None):
             return evaluation.again(module, *args, **kwargs)
+
+    def run_onto(self, module: nn.Module, stream: Tensor, x: Tensor) -> Tensor | None:
+        """The way back of such a layer takes values alone."""
+        return None

@@ -37,10 +37,12 @@ class Tape:
 
     Args:
         name: Name of the sequence, for messages.
+        contiguous_gradients: Whether gradients have to be contiguous, see `gradient_strides`.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, contiguous_gradients: bool) -> None:
         self.name = name
+        self.contiguous_gradients = contiguous_gradients
         self.length = 0
         self._states: dict[int, dict[int, State]] = {}
 
@@ -125,7 +127,7 @@ class _LayerRun:
         self.inputs = identities(streams)
         parts = self._parts(forward, streams)
         for part in parts:
-            record = Record(self.layer, part, side, streams)
+            record = Record(self.layer, part, side, streams, self.tape.contiguous_gradients)
             anchor = self.anchor and part is parts[-1]
             node = _Node(self.tape, self.tape.append(), self.where, record, anchor)
             with lock_of(part.module):

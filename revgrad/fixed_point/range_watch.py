@@ -61,6 +61,15 @@ class Watched(Protocol):
     bound: Tensor | None
 
 
+@dataclass
+class _Unseen:
+    """An operand that exists as a bound only."""
+
+    integers: Tensor
+    grid: Grid
+    bound: Tensor
+
+
 class RangeWatch:
     """Collects the bounds of one forward pass.
 
@@ -86,6 +95,19 @@ class RangeWatch:
         self._note(what, grid, bound)
         return bound
 
+    def of_sum(self, stream: Watched, integers: Tensor, largest: Tensor, what: str) -> Tensor:
+        """Note a sum with a value of which only a bound is known; see `of_value`, `of_stream`.
+
+        Args:
+            stream: What the value was added to.
+            integers: The sum.
+            largest: The bound.
+            what: What the value is, for messages.
+        """
+        value = _Unseen(stream.integers[:0], stream.grid, largest * 2.0**stream.grid.fraction_bits)
+        self._note(what, stream.grid, value.bound)
+        return self.of_stream([stream, value], integers)
+
     def of_stream(
         self, operands: Sequence[Watched], integers: Tensor, growth: float = 1.0
     ) -> Tensor:
@@ -102,7 +124,8 @@ class RangeWatch:
         at_once = answers_at_once(bound.device)
         if at_once and not bound.item() < _LIMIT / 2:
             for x in operands:
-                x.bound = _largest(x.integers)
+                if not isinstance(x, _Unseen):
+                    x.bound = _largest(x.integers)
             bound = growth * sum(map(self.bound_of, operands), torch.zeros_like(bound))
         self._note("the stream", operands[0].grid, bound)
         return bound if at_once and bound.item() < _LIMIT / 2 else _largest(integers)

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from revgrad.autograd.inventory import known
 from revgrad.autograd.protocol import Gradients, Part, State
 from revgrad.autograd.rewind import Rewind
 from revgrad.errors import ReversibleError
 from revgrad.nn.layer import ReversibleLayer
 
 
+@known
 class AdditiveCoupling(ReversibleLayer):
     """Additive coupling of two streams.
 
@@ -78,18 +80,25 @@ class AdditiveCoupling(ReversibleLayer):
         return Part(self.f, self._add_f, self._undo_f), Part(self.g, self._add_g, self._undo_g)
 
     def _add_f(self, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> State:
-        return x1 + self._fitting(self.run(self.f, x2, *args, **kwargs), x1, "f"), x2
+        return self._sum(x1, self.f, x2, "f", *args, **kwargs), x2
 
     def _add_g(self, y1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> State:
         assert self.g is not None
-        return y1, x2 + self._fitting(self.run(self.g, y1, *args, **kwargs), x2, "g")
+        return y1, self._sum(x2, self.g, y1, "g", *args, **kwargs)
+
+    def _sum(
+        self, stream: Tensor, module: nn.Module, x: Tensor, name: str, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        fused = self.run_onto(stream, module, x, *args, **kwargs)
+        if fused is not None:
+            return fused
+        return stream + self._fitting(self.run(module, x, *args, **kwargs), stream, name)
 
     def _undo_f(
         self, rewind: Rewind, outputs: State, grads: Gradients, *args: Any, **kwargs: Any
     ) -> tuple[State, Gradients]:
         (y1, x2), (d1, d2) = outputs, grads
-        f = rewind.evaluate(self.f, x2, d1, *args, **kwargs)
-        x1 = rewind.subtract(y1, f)
+        x1, f = rewind.undo_sum(y1, self.f, x2, d1, *args, **kwargs)
         return (x1, x2), (d1, rewind.add(d2, f.pull()))
 
     def _undo_g(
@@ -97,8 +106,7 @@ class AdditiveCoupling(ReversibleLayer):
     ) -> tuple[State, Gradients]:
         (y1, y2), (d1, d2) = outputs, grads
         assert self.g is not None
-        g = rewind.evaluate(self.g, y1, d2, *args, **kwargs)
-        x2 = rewind.subtract(y2, g)
+        x2, g = rewind.undo_sum(y2, self.g, y1, d2, *args, **kwargs)
         return (y1, x2), (rewind.add(d1, g.pull()), d2)
 
     def out_channels(self, channels: tuple[int, ...]) -> tuple[int, ...]:

@@ -180,12 +180,7 @@ class ReversibleLayer(nn.Module):
             value = module(seen, *args, **kwargs)
         else:
             value = evaluator.run(module, (seen, *args), kwargs)
-        if version(seen) != before:
-            raise ReversibleError(
-                f"the sub-network {type(module).__name__} changed its input in place, and with it "
-                "the stream that the layer passes on; make its first operation out-of-place "
-                "(ReLU() instead of ReLU(inplace=True))"
-            )
+        _expect_unchanged(module, seen, before)
         if not isinstance(value, Tensor):
             raise ReversibleError(
                 f"the sub-network {type(module).__name__} returned {type(value).__name__}; "
@@ -194,6 +189,33 @@ class ReversibleLayer(nn.Module):
         if not isinstance(x, FixedPoint):
             return value
         return to_fixed(value, x.grid, f"the value of the sub-network {type(module).__name__}")
+
+    def run_onto(
+        self, stream: Tensor, module: nn.Module, x: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor | None:
+        """`stream + run(module, x)` in one pass over memory; None if that can't be.
+
+        It can in the forward pass of a memory-saving sequence, where the sub-network ends with a
+        fused operator such as `NormAct`. The `backward_step` then takes it back by
+        `rewind.undo_sum`. The bits are those of two steps.
+        """
+        evaluator = current_evaluator()
+        if evaluator is None or args or kwargs:
+            return None
+        seen = to_float(x)
+        before = version(seen)
+        result = evaluator.run_onto(module, stream, seen)
+        _expect_unchanged(module, seen, before)
+        return result
+
+
+def _expect_unchanged(module: nn.Module, x: Tensor, before: int) -> None:
+    if version(x) != before:
+        raise ReversibleError(
+            f"the sub-network {type(module).__name__} changed its input in place, and with it "
+            "the stream that the layer passes on; make its first operation out-of-place "
+            "(ReLU() instead of ReLU(inplace=True))"
+        )
 
 
 def _with_place(forward: Callable[..., State]) -> Callable[..., State]:

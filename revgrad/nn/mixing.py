@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from revgrad.autograd.inventory import known
 from revgrad.autograd.layout import dense, dense_format, is_shared
 from revgrad.autograd.protocol import Gradients, State
 from revgrad.autograd.rewind import Rewind
@@ -26,6 +27,7 @@ _PIECE = 2**18
 _PIECE_ON_ACCELERATORS = 2**26
 
 
+@known
 class ChannelMixing(ReversibleLayer):
     """Multiplies the channels of both streams together by one learnable orthogonal matrix.
 

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from revgrad.autograd.inventory import known
 from revgrad.ops import expm_skew
 
 
+@known
 class OrthogonalMatrices(nn.Module):
     """A batch of learnable orthogonal matrices Q = start · R with a rotation R.
 

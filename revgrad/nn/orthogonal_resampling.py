@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from revgrad.autograd.inventory import known
 from revgrad.autograd.layout import dense, dense_format
 from revgrad.autograd.protocol import Gradients, State
 from revgrad.autograd.rewind import Rewind, Weight
@@ -90,6 +91,7 @@ class _OrthogonalResampling(ReversibleLayer):
             weight.book(torch.cat([orthogonal_weight(x, y, self.stride) for x, y in pairs]))
 
 
+@known
 class OrthogonalDownsample(_OrthogonalResampling):
     """Turns each block of pixels of a channel into channels by a learnable orthogonal matrix.
 
@@ -137,6 +139,7 @@ class OrthogonalDownsample(_OrthogonalResampling):
         return tuple(c * self.block for c in channels)
 
 
+@known
 class OrthogonalUpsample(_OrthogonalResampling):
     """Inverse direction of `OrthogonalDownsample`, with the same arguments.
 

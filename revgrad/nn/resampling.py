@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from revgrad.autograd.inventory import known
 from revgrad.autograd.layout import dense, dense_format
 from revgrad.autograd.protocol import State
 from revgrad.errors import ReversibleError
@@ -99,6 +100,7 @@ class _Haar(_Resampling):
         return channels_to_blocks(_haar(x, self.spatial_dims, inverse=True), self.spatial_dims)
 
 
+@known
 class PixelShuffleDownsample(_Downsample, _PixelShuffle):
     """Moves each block of 2 per axis into the channels; the spatial axes must be even.
 
@@ -109,10 +111,12 @@ class PixelShuffleDownsample(_Downsample, _PixelShuffle):
     """
 
 
+@known
 class PixelShuffleUpsample(_Upsample, _PixelShuffle):
     """Inverse of `PixelShuffleDownsample`; the channels must divide by 2**spatial_dims."""
 
 
+@known
 class HaarDownsample(_Downsample, _Haar):
     """Orthonormal Haar wavelet transform of one level; the spatial axes must be even.
 
@@ -122,6 +126,7 @@ class HaarDownsample(_Downsample, _Haar):
     """
 
 
+@known
 class HaarUpsample(_Upsample, _Haar):
     """Inverse of `HaarDownsample`; the channels must divide by 2**spatial_dims."""
 

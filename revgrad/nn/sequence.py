@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from revgrad.autograd.closing import close, close_plainly, opened, with_laid_out_gradients
 from revgrad.autograd.context import calling, evaluating, take_place
+from revgrad.autograd.inventory import known, may_misread_gradients
 from revgrad.autograd.protocol import State
 from revgrad.autograd.tape import Identities, Tape, expect_unchanged, identities
 from revgrad.errors import ReversibleError, locate
@@ -29,6 +30,7 @@ from revgrad.nn.streams import dense_streams
 from revgrad.nn.tap import Tap
 
 
+@known
 class ReversibleSequence(nn.Module):
     """A sequence of reversible layers that trains without storing their activations.
 
@@ -122,8 +124,11 @@ class ReversibleSequence(nn.Module):
         watch = new_watch(self.arithmetic, self.fraction_bits, self.check)
         with evaluating(None), watching(watch):
             state = self._open(x, watch)
-            tape = Tape(self._label()) if self._can_save(state, args, kwargs) else None
-            passage = _Passage(tape, watch)
+            contiguous = may_misread_gradients(self)
+            tape = None
+            if self._can_save(state, args, kwargs):
+                tape = Tape(self._label(), contiguous)
+            passage = _Passage(tape, watch, contiguous)
             state = self._pass(passage, state, args, kwargs)
             factor = None if watch is None else watch.finish(wait=not _are_floats(x))
         if tape is not None and watch is None and self.anchor_every is None:
@@ -290,6 +295,7 @@ class _Passage:
 
     tape: Tape | None
     watch: RangeWatch | None
+    contiguous_gradients: bool
     taps: dict[str, Tensor] = field(default_factory=dict)
     prefix: str = ""
     entered: Identities | None = None
@@ -297,7 +303,8 @@ class _Passage:
 
     def inside(self, i: int) -> _Passage:
         """The same passage inside the sequence that is layer `i`."""
-        return _Passage(self.tape, self.watch, self.taps, f"{self.prefix}{i}.")
+        prefix = f"{self.prefix}{i}."
+        return _Passage(self.tape, self.watch, self.contiguous_gradients, self.taps, prefix)
 
     def run(
         self,
@@ -317,7 +324,7 @@ class _Passage:
         outputs = layer(*state[: layer.num_inputs], *args, **kwargs)
         streams, rest = outputs[: layer.num_outputs], outputs[layer.num_outputs :]
         if self.watch is not None:
-            streams = with_laid_out_gradients(streams)
+            streams = with_laid_out_gradients(streams, self.contiguous_gradients)
         return tuple(streams) + state[layer.num_inputs :], tuple(rest)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from revgrad.autograd.inventory import known
 from revgrad.autograd.layout import split_dense
 from revgrad.autograd.protocol import State
 from revgrad.errors import ReversibleError
@@ -64,6 +65,7 @@ class _Skip(IsometricLayer):
         return max(min(int(channels * self.fraction), channels - 1), 1)
 
 
+@known
 class SplitSkip(_Skip):
     """Takes the first channels of each stream out as a skip connection.
 
@@ -99,6 +101,7 @@ class SplitSkip(_Skip):
         return *(c - s for c, s in zip(channels, skips, strict=True)), *skips
 
 
+@known
 class JoinSkip(_Skip):
     """Puts the skip of the last open `SplitSkip` back in front of the streams' channels.
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from revgrad.autograd.inventory import known
 from revgrad.autograd.layout import split_dense
 from revgrad.autograd.protocol import Gradients, State
 from revgrad.autograd.rewind import Rewind
@@ -14,6 +15,7 @@ from revgrad.fixed_point import to_float
 from revgrad.nn.layer import ReversibleLayer
 
 
+@known
 class Tap(ReversibleLayer):
     """Gives out the state at its place in a `ReversibleSequence`, under a name.
 

@@ -1,0 +1,144 @@
+"""The end of a sub-network, fused with the sum of a coupling.
+
+A sub-network that ends with a fused operator can add its value to a stream in the same pass over
+memory, so that the value itself never exists: neither in the forward pass nor when the stream is
+computed back. The module at the end says so by having the methods of `Tail`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from revgrad.autograd.inventory import has_hooks
+from revgrad.errors import ReversibleError
+from revgrad.fixed_point import FixedPoint
+from revgrad.fixed_point.range_watch import answers_at_once, current_watch
+
+Statistics = tuple[Tensor, Tensor]
+
+
+class Tail(Protocol):
+    """A module that can add its value to a stream, and give its gradients afterwards."""
+
+    def add_to_(
+        self, stream: Tensor, x: Tensor, sign: int, fraction_bits: int | None
+    ) -> Statistics:
+        """Add the value at `x` to `stream` in place, or subtract it; without autograd.
+
+        Args:
+            stream: The shape of the value, floats or int32 on the grid of `fraction_bits`.
+            x: The module's input.
+            sign: 1 or -1.
+            fraction_bits: Binary digits behind the point of an int32 stream.
+
+        Returns:
+            What `gradients` needs beside the input.
+        """
+
+    def gradients(
+        self, dy: Tensor, x: Tensor, statistics: Statistics
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The gradient of the input, and each parameter with its own."""
+
+    def largest(self, shape: Sequence[int]) -> Tensor:
+        """A bound of the size of a value of this shape, whatever the input; a scalar."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A sub-network cut before its tail.
+
+    Attributes:
+        head: What runs before, in order.
+        tail: The end.
+    """
+
+    head: tuple[nn.Module, ...]
+    tail: Any
+
+    def before(self, x: Tensor) -> Tensor:
+        """The input of the tail."""
+        for module in self.head:
+            x = module(x)
+        return x
+
+    def sum(self, stream: Tensor, x: Tensor) -> Tensor:
+        """`stream` plus the value at `x`, in new memory; without autograd."""
+        h = self.before(x)
+        with torch.no_grad():
+            _expect_fitting(h, stream)
+            if not isinstance(stream, FixedPoint):
+                result = stream.clone()
+                self.tail.add_to_(result, h, 1, None)
+                return result
+            integers = stream.integers.clone()
+            statistics = self.tail.add_to_(integers, h, 1, stream.grid.fraction_bits)
+            watch = current_watch()
+            bound = None
+            if watch is not None:
+                # Statistics of numbers that are not finite are not finite.
+                largest = self.tail.largest(h.shape) + sum(0 * s.sum() for s in statistics)
+                bound = watch.of_sum(stream, integers, largest, "the value of the sub-network")
+            return FixedPoint(integers, stream.grid, bound)
+
+    def undo(self, stream: Tensor, h: Tensor) -> tuple[Tensor, Statistics]:
+        """`stream` minus the value, given the tail's input, in place; without autograd."""
+        with torch.no_grad():
+            if isinstance(stream, FixedPoint):
+                bits = stream.grid.fraction_bits
+                return stream, self.tail.add_to_(stream.integers, h, -1, bits)
+            return stream, self.tail.add_to_(stream, h, -1, None)
+
+
+def cut(module: nn.Module, stream: Tensor) -> Cut | None:
+    """Cut a sub-network before its tail, where that can be fused with the sum.
+
+    Args:
+        module: The sub-network.
+        stream: What its value is added to.
+    """
+    found = _ends(module)
+    if found is None or not isinstance(stream, FixedPoint):
+        return found
+    # Of a value that is never seen only a bound is known, and it takes a look to compare it.
+    if not answers_at_once(stream.device):
+        return None
+    return found if found.tail.largest(stream.shape).item() < stream.grid.limit / 2 else None
+
+
+def _ends(module: nn.Module) -> Cut | None:
+    """The tail of a module and what runs before, if nothing of somebody else's runs around it."""
+    if has_hooks(module):
+        return None
+    if type(module) is not nn.Sequential:
+        return Cut((), module) if _is_tail(module) else None
+    *before, last = [m for m in module if type(m) is not nn.Identity] or [None]
+    if last is None or any(type(m) is nn.Identity and has_hooks(m) for m in module):
+        return None
+    found = _ends(last)
+    return None if found is None else Cut((*before, *found.head), found.tail)
+
+
+def _is_tail(module: nn.Module) -> bool:
+    """Whether the class that defines the module's `forward` defines what fits it, too."""
+    owner = next(c for c in type(module).__mro__ if "forward" in c.__dict__)
+    return "add_to_" in owner.__dict__
+
+
+def _expect_fitting(h: Tensor, stream: Tensor) -> None:
+    """Refuse the input of a tail whose value can't be added."""
+    if h.shape != stream.shape:
+        raise ReversibleError(
+            f"the sub-network gave shape {tuple(h.shape)}, but the stream that it is added to has "
+            f"shape {tuple(stream.shape)}"
+        )
+    if torch.promote_types(h.dtype, stream.dtype) != stream.dtype:
+        raise ReversibleError(
+            f"the sub-network gave {h.dtype}, which does not fit into a stream of {stream.dtype}; "
+            "convert its result, or the input of the sequence"
+        )
