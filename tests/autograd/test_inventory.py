@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from revgrad import AdditiveCoupling, ReversibleSequence
-from revgrad.autograd.inventory import Inventory
+from revgrad.autograd.inventory import Inventory, may_misread_gradients
 
 
 def noisy(*_):
@@ -98,3 +98,54 @@ def test_what_else_is_known():
     assert not Inventory(plain()).has_lstm and not Inventory(plain()).has_attention
     inventory.set_training([False, True, *[False] * (len(inventory.named) - 2)])
     assert net[0].training and not net.training
+
+
+IMAGES = [
+    nn.Conv2d(4, 4, 3, padding=1),
+    nn.ConvTranspose2d(4, 4, 3, padding=1),
+    nn.BatchNorm2d(4),
+    nn.BatchNorm2d(4).eval(),
+    nn.GroupNorm(2, 4),
+    nn.GroupNorm(4, 4),
+    nn.LayerNorm(6),
+    nn.AvgPool2d(3, 1, 1),
+    nn.MaxPool2d(3, 1, 1),
+    nn.Identity(),
+    nn.ReLU(),
+    nn.LeakyReLU(),
+    nn.PReLU(4),
+    nn.ELU(),
+    nn.GELU(),
+    nn.SiLU(),
+    nn.Mish(),
+    nn.Sigmoid(),
+    nn.Tanh(),
+    nn.Softplus(),
+]
+
+
+@pytest.mark.parametrize("f", IMAGES, ids=lambda f: type(f).__name__)
+@pytest.mark.parametrize("image_last", [False, True])
+def test_known_modules_read_gradients_in_any_format(f, image_last):
+    """For a batch of one, where instance norm does not; then `gradient_strides` says contiguous."""
+    assert not may_misread_gradients(f)
+    torch.manual_seed(0)
+    f = f.double()
+    x = torch.randn(1, 4, 6, 6).double()
+    if image_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    dy = torch.randn(1, 4, 6, 6).double()
+    found = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        leaf = x.detach().requires_grad_()
+        f.zero_grad()
+        f(leaf).backward(dy.contiguous(memory_format=memory_format))
+        found.append([leaf.grad, *(p.grad for p in f.parameters())])
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_instance_norm_and_unknown_modules_might_misread():
+    assert may_misread_gradients(nn.Sequential(nn.Conv2d(1, 1, 1), nn.InstanceNorm2d(1)))
+    assert may_misread_gradients(nn.Bilinear(2, 2, 2))
+    assert not may_misread_gradients(ReversibleSequence([AdditiveCoupling(plain())]))
