@@ -35,13 +35,12 @@ Pair<double> sums_about(const T* x, int64_t count, Acc<T> pivot) {
   return {sum, static_cast<double>(q0) + q1 + q2 + q3};
 }
 
-// Twice over numbers in the nearest cache: about zero for the mean, then about that mean, whose
-// rounding the sum of differences mends.
+// About the mean of the first few, so that little is lost however far the mean is from zero.
 template <class T>
 Moments run(const T* x, int64_t count) {
   using A = Acc<T>;
-  const double first = sums_about(x, count, A(0)).sum / static_cast<double>(count);
-  const A pivot = static_cast<A>(first);
+  const int64_t few = count < 64 ? count : 64;
+  const A pivot = static_cast<A>(sums_about(x, few, A(0)).sum / static_cast<double>(few));
   const Pair<double> s = sums_about(x, count, pivot);
   const double shift = s.sum / static_cast<double>(count);
   const double squares = s.squares - s.sum * shift;

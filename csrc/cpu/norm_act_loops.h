@@ -11,7 +11,7 @@ struct Moments {
   double mean, squares;  // sum of squared differences from the mean
 };
 
-constexpr int64_t kRun = 4096;  // numbers at most that `run` takes: they stay in the nearest cache
+constexpr int64_t kRun = 4096;  // numbers at most that `run` takes
 
 // Pixels whose channels lie side by side are treated as one row where there are few channels, so
 // that loops are long: lanes = pixels at a time * channels, with coefficients for each lane.
