@@ -14,6 +14,7 @@ from revgrad.nn import (
     AdditiveCoupling,
     ChannelMixing,
     JoinSkip,
+    NormAct,
     OrthogonalDownsample,
     OrthogonalUpsample,
     ReversibleSequence,
@@ -25,7 +26,6 @@ Stride = tuple[int, ...]
 Pair = tuple[int, int]
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORM = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 class iUNet(nn.Module):
@@ -288,7 +288,7 @@ def default_block(in_channels: int, out_channels: int, spatial_dims: int) -> nn.
     for before, after in ((in_channels, wider), (wider, out_channels)):
         conv = _CONV[spatial_dims - 1](before, after, 3, padding=1, bias=False)
         nn.init.kaiming_uniform_(conv.weight, a=0.01, mode="fan_out")
-        layers += [conv, _NORM[spatial_dims - 1](after, affine=True), nn.LeakyReLU(0.01)]
+        layers += [conv, NormAct(after, "instance", "leaky_relu", slope=0.01, affine=True)]
     return nn.Sequential(*layers)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,26 @@ from revgrad.errors import ReversibleError
 from revgrad.fixed_point import FixedPoint
 from revgrad.fixed_point.range_watch import answers_at_once, current_watch
 
-Statistics = tuple[Tensor, Tensor]
+
+class Statistics(NamedTuple):
+    """What a tail keeps of a value for its gradients.
+
+    Attributes:
+        mean: Means of what is normalised together; not finite if the input is not.
+        rstd: 1 / sqrt(variance + eps).
+        constant: Whether the two were given, and are not those of the input.
+    """
+
+    mean: Tensor
+    rstd: Tensor
+    constant: bool
 
 
 class Tail(Protocol):
     """A module that can add its value to a stream, and give its gradients afterwards."""
+
+    def can_add_to(self, stream: Tensor) -> bool:
+        """Whether it can for an input of the stream's shape."""
 
     def add_to_(
         self, stream: Tensor, x: Tensor, sign: int, fraction_bits: int | None
@@ -81,8 +96,7 @@ class Cut:
             watch = current_watch()
             bound = None
             if watch is not None:
-                # Statistics of numbers that are not finite are not finite.
-                largest = self.tail.largest(h.shape) + sum(0 * s.sum() for s in statistics)
+                largest = self.tail.largest(h.shape) + 0 * statistics.mean.sum()
                 bound = watch.of_sum(stream, integers, largest, "the value of the sub-network")
             return FixedPoint(integers, stream.grid, bound)
 
@@ -103,7 +117,9 @@ def cut(module: nn.Module, stream: Tensor) -> Cut | None:
         stream: What its value is added to.
     """
     found = _ends(module)
-    if found is None or not isinstance(stream, FixedPoint):
+    if found is None or not found.tail.can_add_to(stream):
+        return None
+    if not isinstance(stream, FixedPoint):
         return found
     # Of a value that is never seen only a bound is known, and it takes a look to compare it.
     if not answers_at_once(stream.device):
@@ -117,11 +133,9 @@ def _ends(module: nn.Module) -> Cut | None:
         return None
     if type(module) is not nn.Sequential:
         return Cut((), module) if _is_tail(module) else None
-    *before, last = [m for m in module if type(m) is not nn.Identity] or [None]
-    if last is None or any(type(m) is nn.Identity and has_hooks(m) for m in module):
-        return None
-    found = _ends(last)
-    return None if found is None else Cut((*before, *found.head), found.tail)
+    modules = [m for m in module if type(m) is not nn.Identity or has_hooks(m)]
+    found = _ends(modules[-1]) if modules else None
+    return None if found is None else Cut((*modules[:-1], *found.head), found.tail)
 
 
 def _is_tail(module: nn.Module) -> bool:

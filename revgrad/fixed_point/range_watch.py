@@ -67,7 +67,7 @@ class _Unseen:
 
     integers: Tensor
     grid: Grid
-    bound: Tensor
+    bound: Tensor | None
 
 
 class RangeWatch:
@@ -104,8 +104,9 @@ class RangeWatch:
             largest: The bound.
             what: What the value is, for messages.
         """
-        value = _Unseen(stream.integers[:0], stream.grid, largest * 2.0**stream.grid.fraction_bits)
-        self._note(what, stream.grid, value.bound)
+        bound = largest * 2.0**stream.grid.fraction_bits
+        self._note(what, stream.grid, bound)
+        value: Watched = _Unseen(stream.integers[:0], stream.grid, bound)
         return self.of_stream([stream, value], integers)
 
     def of_stream(

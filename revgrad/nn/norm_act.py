@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from revgrad.ops.norm_act import ACTIVATIONS, Activation, Settings, norm_act_with_statistics
+from revgrad.autograd.inventory import known
+from revgrad.autograd.tail import Statistics
+from revgrad.ops.norm_act import (
+    ACTIVATIONS,
+    Activation,
+    Settings,
+    norm_act_backward,
+    norm_act_update_,
+    norm_act_with_statistics,
+)
 
 NORMS = ("instance", "group", "layer", "batch")
 _AFFINE = {"instance": False, "group": True, "layer": True, "batch": True}  # torch's defaults
 _BATCHED = ("instance", "batch")  # those that may keep running statistics
 
 
+@known
 class NormAct(nn.Module):
     """Normalises and activates in one pass, with the parameters and buffers of torch's module.
 
@@ -41,6 +52,8 @@ class NormAct(nn.Module):
     """
 
     _version = 2  # as torch's: state_dicts hold num_batches_tracked
+    weight: Tensor | None
+    bias: Tensor | None
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
@@ -131,22 +144,88 @@ class NormAct(nn.Module):
             return self._trailing(x)
         if self.norm == "instance" and x.dim() - 1 == self.spatial_dims:
             return self.forward(x.unsqueeze(0)).squeeze(0)  # torch takes one sample without N too
-        self._check_input(x)
-        if self._has_statistics() and not self.training:
-            return self._by_running_statistics(x)
-        settings = self._settings(x.shape[1], over_batch=self.norm == "batch")
-        y, mean, rstd = norm_act_with_statistics(x, self.weight, self.bias, None, None, settings)
-        if self._has_statistics() and self.track_running_stats:
-            self._update_statistics(x, mean, rstd)
+        given, spread = self._given(x)
+        settings = self._settings(x.shape[1])
+        y, mean, rstd = norm_act_with_statistics(x, self.weight, self.bias, given, spread, settings)
+        if given is None:
+            self._keep_account(x, mean, rstd)
         return y
 
-    def _has_statistics(self) -> bool:
-        return self.norm in _BATCHED and self.running_mean is not None
+    # --- as the tail of a sub-network: see revgrad.autograd.tail ------------------------------
 
-    def _settings(self, channels: int, over_batch: bool = False) -> Settings:
+    def can_add_to(self, stream: Tensor) -> bool:
+        """Whether the value for an input of the stream's shape can be added to it in one pass."""
+        own_axes = self.spatial_dims is None or stream.dim() == self.spatial_dims + 2
+        return self.norm != "layer" and stream.dim() > 1 and own_axes
+
+    def add_to_(
+        self, stream: Tensor, x: Tensor, sign: int, fraction_bits: int | None
+    ) -> Statistics:
+        """Add the value at `x` to a stream in place, or subtract it; see `norm_act_update_`."""
+        given, spread = self._given(x)
+        mean, rstd = norm_act_update_(
+            stream, x, self.weight, self.bias, given, spread, self._settings(x.shape[1]),
+            sign=sign, fraction_bits=fraction_bits,
+        )  # fmt: skip
+        if given is None:
+            self._keep_account(x, mean, rstd)
+        return Statistics(mean, rstd, given is not None)
+
+    def gradients(
+        self, dy: Tensor, x: Tensor, statistics: Statistics
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The gradient of the input, and each parameter with its own."""
+        dx, *own = norm_act_backward(
+            dy, x, statistics.mean, statistics.rstd, self.weight, self.bias, statistics.constant,
+            self._settings(x.shape[1]),
+        )  # fmt: skip
+        pairs = zip((self.weight, self.bias), own, strict=True)
+        return dx, [(parameter, grad) for parameter, grad in pairs if parameter is not None]
+
+    def largest(self, shape: Sequence[int]) -> Tensor:
+        """A bound of the value's size: of n numbers, none is sqrt(n - 1) deviations from the mean.
+
+        No activation makes a number larger, but a steep leaky ReLU.
+        """
+        weight, bias = (None if t is None else t.detach() for t in (self.weight, self.bias))
+        device = None if weight is None else weight.device
+        if self._uses_running_statistics() or 0 in shape:
+            return torch.full((), 0.0 if 0 in shape else math.inf, device=device)
+        together = math.prod(shape) // (self._settings(shape[1]).groups)
+        together //= 1 if self.norm == "batch" else shape[0]
+        steepest = max(1.0, abs(self.slope)) if self.activation == "leaky_relu" else 1.0
+        size = torch.ones((), device=device) if weight is None else weight.abs().amax().float()
+        bound = math.sqrt(together) * size
+        return steepest * (bound if bias is None else bound + bias.abs().amax().float())
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _given(self, x: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """The running statistics where they are used, mean and rstd."""
+        self._check_input(x)
+        if not self._uses_running_statistics():
+            return None, None
+        assert self.running_mean is not None and self.running_var is not None
+        wide = torch.promote_types(x.dtype, torch.float32)
+        mean, variance = self.running_mean.to(wide), self.running_var.to(wide)
+        samples = 1 if self.norm == "batch" else x.shape[0]
+        return mean.expand(samples, -1), (variance + self.eps).rsqrt().expand(samples, -1)
+
+    def _uses_running_statistics(self) -> bool:
+        return self._has_statistics() and not self.training
+
+    def _keep_account(self, x: Tensor, mean: Tensor, rstd: Tensor) -> None:
+        """Note the input's own statistics among the running ones, where such are kept."""
+        if self._has_statistics() and self.track_running_stats:
+            self._update_statistics(x, mean, rstd)
+
+    def _has_statistics(self) -> bool:
+        return self._buffers.get("running_mean") is not None
+
+    def _settings(self, channels: int) -> Settings:
         groups = {"group": self.groups or 1, "layer": 1}.get(self.norm, channels)
         kind = ACTIVATIONS.index(self.activation)
-        return Settings(groups, over_batch, self.eps, kind, self.slope)
+        return Settings(groups, self.norm == "batch", self.eps, kind, self.slope)
 
     def _trailing(self, x: Tensor) -> Tensor:
         shape = _shape(self.num_features, "layer")
@@ -156,14 +235,6 @@ class NormAct(nn.Module):
         weight, bias = (None if t is None else t.flatten() for t in (self.weight, self.bias))
         y = norm_act_with_statistics(rows, weight, bias, None, None, self._settings(1))[0]
         return y.reshape(x.shape)
-
-    def _by_running_statistics(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        assert self.running_mean is not None and self.running_var is not None
-        mean = self.running_mean.to(wide)[None]
-        rstd = (self.running_var.to(wide)[None] + self.eps).rsqrt()
-        settings = self._settings(x.shape[1], over_batch=True)
-        return norm_act_with_statistics(x, self.weight, self.bias, mean, rstd, settings)[0]
 
     @torch.no_grad()
     def _update_statistics(self, x: Tensor, mean: Tensor, rstd: Tensor) -> None:
