@@ -25,6 +25,10 @@ COMMANDS = {
         "revgrad.benchmarks.accuracy",
         "how far gradients are off by depth, in float and in exact arithmetic",
     ),
+    "bench iunet-table1": (
+        "revgrad.benchmarks.iunet_table1",
+        "memory and time of an iUNet by depth, beside the published figures",
+    ),
     "bench reliability": (
         "revgrad.benchmarks.reliability",
         "which reversible libraries compute the right gradients, case by case",
