@@ -56,7 +56,7 @@ lint: $(READY)  ## check format, style and types
 	@# mypy knows no package_dir, so it gets the folders linked as they are installed.
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)/revgrad
 	@ln -s $(CURDIR)/revgrad/* $(CURDIR)/models $(CURDIR)/benchmarks $(TYPED)/revgrad
-	MYPYPATH=$(TYPED) $(BIN)/mypy $(TYPED)/revgrad tests
+	MYPYPATH=$(TYPED) $(BIN)/mypy $(TYPED)/revgrad tests examples
 
 demo: $(READY)  ## train a small reversible network and show what it saves
 	$(BIN)/python -m revgrad demo
