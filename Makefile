@@ -58,7 +58,7 @@ lint: $(READY)  ## check format, style and types
 	@ln -s $(CURDIR)/revgrad/* $(CURDIR)/models $(CURDIR)/benchmarks $(TYPED)/revgrad
 	MYPYPATH=$(TYPED) $(BIN)/mypy $(TYPED)/revgrad tests examples
 
-demo: $(READY)  ## train a small reversible network and show what it saves
+demo: $(READY)  ## train a small iUNet and show what its reversible form saves
 	$(BIN)/python -m revgrad demo
 
 bench: $(READY)  ## measure a reversible sequence against its rivals

@@ -16,7 +16,7 @@ from revgrad.version import __version__
 # Command -> (module, one line of help). A command of two words belongs to a group.
 COMMANDS = {
     "info": ("revgrad.info", "show versions, devices, kernels and what else is installed"),
-    "demo": ("revgrad.models.demo", "train a small reversible network and show what it saves"),
+    "demo": ("revgrad.models.demo", "train a small iUNet and show what its reversible form saves"),
     "bench sequence": (
         "revgrad.benchmarks.sequence",
         "memory and time of a reversible sequence against plain training and checkpointing",

@@ -13,11 +13,11 @@ from torch import Tensor
 from revgrad.memory import MemoryReport
 from revgrad.models.data.organs import ORGANS, load_organs
 from revgrad.models.demo.compare import gradient_errors, organ_dice, peak_memory, predict
-from revgrad.models.demo.network import DemoNetwork
 from revgrad.models.demo.progress import Progress
 from revgrad.models.demo.settings import Settings
 from revgrad.models.demo.slices import WINDOWS, Slices, batches, split
 from revgrad.models.demo.train import NUDGED, VARIANTS, Trainee, nudge, repeatable, train
+from revgrad.models.iunet import iUNet
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def run(settings: Settings) -> Outcome:
     )
 
 
-def _trainees(network: DemoNetwork, settings: Settings) -> dict[str, Trainee]:
+def _trainees(network: iUNet, settings: Settings) -> dict[str, Trainee]:
     """Copies of the network, one to train in each way and one nudged."""
     trainees = {}
     for name in (*VARIANTS, NUDGED):
@@ -114,15 +114,16 @@ def _train(trainees: dict[str, Trainee], slices: Slices, settings: Settings) -> 
     train(trainees, _batches(slices, settings), torch.device(settings.device), show)
 
 
-def _network(settings: Settings) -> DemoNetwork:
+def _network(settings: Settings) -> iUNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return DemoNetwork(
+        return iUNet(
+            spatial_dims=2,
             in_channels=len(WINDOWS),
-            classes=1 + len(ORGANS),
+            out_channels=1 + len(ORGANS),
             channels=settings.channels,
-            levels=settings.levels,
-            couplings=settings.couplings,
+            depths=settings.depths,
+            padding_mode="replicate",  # slices end in air, and so it goes on
         )
 
 
