@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Settings:
     """The configuration of a run; all of it goes into the report."""
 
-    steps: int = 250
+    steps: int = 200
     batch: int = 4
     crop: tuple[int, int] = (96, 112)
     channels: tuple[int, ...] = (32, 64, 128)
