@@ -32,7 +32,7 @@ def tables(plan: Plan, rows: Sequence[Row]) -> str:
             *_shares_elsewhere(plan),
         ],
         "Time of a step by that of the same modules trained plainly, shortest round by shortest "
-        "round, in brackets the median of the rounds": [
+        "round, wall clock (processor)": [
             *_measured(plan, rows, _efficient(plan), _ratio),
             *_times_elsewhere(plan),
         ],
@@ -123,7 +123,7 @@ def _peak(row: Row) -> str:
 def _ratio(row: Row) -> str:
     if row.time is None or "wall_ratio" not in row.time:
         return "-"
-    return f"{row.time['wall_ratio']:.2f} ({row.time['wall_ratio_median']:.2f})"
+    return f"{row.time['wall_ratio']:.2f} ({row.time['cpu_ratio']:.2f})"
 
 
 def _ms(row: Row) -> str:
