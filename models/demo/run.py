@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from revgrad.memory import MemoryReport
 from revgrad.models.data.organs import ORGANS, load_organs
@@ -123,8 +123,22 @@ def _network(settings: Settings) -> iUNet:
             out_channels=1 + len(ORGANS),
             channels=settings.channels,
             depths=settings.depths,
+            block=_unit,
             padding_mode="replicate",  # slices end in air, and so it goes on
         )
+
+
+def _unit(in_channels: int, out_channels: int, spatial_dims: int) -> nn.Module:
+    """What a coupling adds to a stream.
+
+    With a norm over several channels, since one over each takes away what tells lung from gas.
+    """
+    assert spatial_dims == 2
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+        nn.GroupNorm(out_channels // 4, out_channels),
+        nn.LeakyReLU(0.01),
+    )
 
 
 def _batches(slices: Slices, settings: Settings) -> Iterator[tuple[Tensor, Tensor]]:
