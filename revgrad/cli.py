@@ -16,7 +16,7 @@ from revgrad.version import __version__
 # Command -> (module, one line of help). A command of two words belongs to a group.
 COMMANDS = {
     "info": ("revgrad.info", "show versions, devices, kernels and what else is installed"),
-    "demo": ("revgrad.models.demo", "train a small reversible network and show what it saves"),
+    "demo": ("revgrad.models.demo", "train a small iUNet and show what its reversible form saves"),
     "bench sequence": (
         "revgrad.benchmarks.sequence",
         "memory and time of a reversible sequence against plain training and checkpointing",
@@ -24,6 +24,10 @@ COMMANDS = {
     "bench accuracy": (
         "revgrad.benchmarks.accuracy",
         "how far gradients are off by depth, in float and in exact arithmetic",
+    ),
+    "bench iunet-table1": (
+        "revgrad.benchmarks.iunet_table1",
+        "memory and time of an iUNet by depth, beside the published figures",
     ),
     "bench reliability": (
         "revgrad.benchmarks.reliability",
