@@ -10,6 +10,7 @@ from torch import Tensor
 from revgrad.autograd.layout import split_dense
 from revgrad.autograd.protocol import Gradients, State
 from revgrad.autograd.rewind import Rewind
+from revgrad.dataless import without_autocast
 from revgrad.errors import ReversibleError
 from revgrad.nn.layer import ReversibleLayer
 from revgrad.nn.orthogonal import OrthogonalMatrices, block_transform
@@ -75,7 +76,7 @@ class ChannelMixing(ReversibleLayer):
                 f"{' + '.join(map(str, sizes))}"
             )
         joined = torch.cat(streams, 1)
-        with torch.autocast(joined.device.type, enabled=False):
+        with without_autocast(joined.device):
             wide = torch.promote_types(joined.dtype, matrix.dtype)
             weight = matrix.to(wide)[(...,) + (None,) * (joined.dim() - 2)]
             mixed = torch.convolution(
