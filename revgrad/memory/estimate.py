@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
@@ -155,7 +155,6 @@ def estimate(
         standing_for(device),
         recorder.recording(),
         listening_to_stored(stored),
-        torch.enable_grad(),
     ):
         for tensor in plan.tensors():
             recorder.watch(tensor)
@@ -198,7 +197,8 @@ class _Step:
         for tensor in self.tensors():
             tensor.grad = None
         try:
-            with torch.autocast("cpu", self._dtype, enabled=self._dtype is not None):
+            half = torch.autocast("cpu", self._dtype, enabled=self._dtype is not None)
+            with torch.enable_grad(), half:
                 output = self._model(*self._args, **self._kwargs)
                 loss = self._loss(output)
             loss.backward()
@@ -279,7 +279,9 @@ def _copied(shadows: Shadows, model: nn.Module) -> nn.Module:
 
 
 def _made(
-    optimizer: Callable[[Iterable[Tensor]], Optimizer], parameters: list[Tensor], device: str
+    optimizer: Callable[[Iterable[Tensor]], Optimizer],
+    parameters: Iterable[Tensor],
+    device: str,
 ) -> Optimizer:
     made = optimizer([p for p in parameters if p.requires_grad])
     if not isinstance(made, Optimizer):
@@ -297,7 +299,7 @@ def _check(model: Any, optimizer: Any, dtype: Any, device: Any, loss: Any) -> No
     if hasattr(model, "_orig_mod"):
         raise ValueError("compiled graphs can't be estimated; give the model before torch.compile")
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(parameter, UninitializedTensorMixin):
+        if isinstance(parameter, UninitializedBuffer | UninitializedParameter):
             raise ValueError(f"'{name}' has no shape yet; run the lazy modules once before")
     for name, function in {"optimizer": optimizer, "loss": loss}.items():
         if isinstance(function, Optimizer) or not (function is None or callable(function)):

@@ -135,7 +135,7 @@ class Recorder(TorchDispatchMode):
         """The address of a recorded tensor's storage."""
         return self._addresses[tensor.untyped_storage()._cdata]
 
-    def mark(self, kind: Kind, tensor: Tensor, number: int = 0) -> None:
+    def mark(self, kind: Kind, tensor: Tensor | None, number: int = 0) -> None:
         """Put a mark into the recording, if the tensor is a recorded one."""
         if isinstance(tensor, FakeTensor):
             self._record(kind, self.address(tensor), number=number)
