@@ -47,9 +47,7 @@ class Estimate:
         return self._estimated(size).allocated
 
     def fits(self, size: int) -> bool:
-        reserved = self._estimated(size).reserved
-        assert reserved is not None
-        return reserved <= self._budget
+        return self._estimated(size).fits(self._budget)
 
     def seconds(self, size: int) -> float | None:
         return None

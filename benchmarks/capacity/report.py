@@ -64,8 +64,8 @@ def _introduction(settings: Settings) -> str:
         f"medians of {settings.repeats} steps at the largest size."
         if settings.device == "cuda"
         else "Nothing was run: sizes are those at which `revgrad.memory.estimate` says that "
-        "CUDA's allocator would reserve no more than the budget. Workspaces of cuDNN and the CUDA "
-        "context come on top. Nothing is known of time."
+        "the step goes through if CUDA's allocator can reserve no more than the budget. "
+        "Workspaces of cuDNN and the CUDA context come on top. Nothing is known of time."
     )
     return (
         "A training step with AdamW of a 3x3 convolution from one channel, a chain of additive "

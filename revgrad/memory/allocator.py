@@ -1,12 +1,12 @@
 """What PyTorch's CUDA allocator would reserve: its rules, without a GPU.
 
 The rules and numbers are those of torch 2.13 (c10/core/AllocatorConfig.h, CUDACachingAllocator)
-with its default settings, one stream, and no limit at which cached segments are given back. All
-sizes are in bytes.
+with its default settings and one stream. All sizes are in bytes.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,17 +34,27 @@ class _Piece:
     free: bool = False
 
 
+class OutOfReach(Exception):
+    """A block does not fit within the limit, even after all free segments were given back."""
+
+
 class CachingAllocator:
-    """Segments that are never given back; blocks are cut from the smallest free piece that fits.
+    """Blocks are cut from the smallest free piece that fits, or else from a new segment.
+
+    Args:
+        limit: Of what can be reserved. Only where a new segment would pass it, all segments that
+            nobody uses are given back; without a limit they are kept for ever.
 
     Attributes:
-        reserved: Bytes of all segments: as they never go, also the peak.
+        reserved: Bytes of all segments.
         allocated: Bytes of the blocks in use, as `torch.cuda.memory_allocated` counts them.
         peak_allocated: The most of these so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: float = math.inf) -> None:
+        self.limit = limit
         self.reserved = self.allocated = self.peak_allocated = 0
+        self._end = 0  # of the addresses given out
         # Sorted by size, then place.
         self._free: dict[bool, list[tuple[int, int, _Piece]]] = {True: [], False: []}
         self._used: dict[int, _Piece] = {}
@@ -89,8 +99,20 @@ class CachingAllocator:
             total = LARGE_SEGMENT
         else:
             total = -(-size // SEGMENT_ROUNDING) * SEGMENT_ROUNDING
+        if self.reserved + total > self.limit:
+            self._give_back()
+        if self.reserved + total > self.limit:
+            raise OutOfReach
         self.reserved += total
-        return _Piece(total, small, self.reserved - total)
+        self._end += total
+        return _Piece(total, small, self._end - total)
+
+    def _give_back(self) -> None:
+        """Let go of every segment that is one free piece."""
+        for small, pieces in self._free.items():
+            whole = [p for *_, p in pieces if p.before is None and p.behind is None]
+            self.reserved -= sum(piece.size for piece in whole)
+            self._free[small] = [entry for entry in pieces if entry[2] not in whole]
 
     def _cut(self, piece: _Piece, size: int) -> None:
         """Shorten a piece to `size`; what is behind it stays free."""
@@ -120,9 +142,13 @@ class CachingAllocator:
         piece.free = False
 
 
-def replay(events: Iterable[Event]) -> CachingAllocator:
-    """An allocator after all that a recording from the very beginning took and gave back."""
-    allocator = CachingAllocator()
+def replay(events: Iterable[Event], limit: float = math.inf) -> CachingAllocator:
+    """An allocator after all that a recording from the very beginning took and gave back.
+
+    Raises:
+        OutOfReach: It needed more than the limit.
+    """
+    allocator = CachingAllocator(limit)
     for event in events:
         if event.kind is Kind.ALLOCATED:
             allocator.allocate(event.address, event.size)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_leaves
 from revgrad.autograd.observers import listening_to_stored
 from revgrad.dataless import standing_for
 
-from .allocator import replay
+from .allocator import OutOfReach, replay
 from .anatomy import aligned, anatomy
 from .cuda_ways import ways_of_cuda
-from .events import Kind, Timeline
+from .events import Event, Kind, Timeline
 from .measure import gradient_hooks
 from .shadow import Recorder, Shadows
 
@@ -39,8 +39,8 @@ class MemoryEstimate:
     Attributes:
         allocated: the peak of what tensors hold on the device.
         reserved: what PyTorch's CUDA allocator has by then taken from the device to hold it: blocks
-            rounded up, and pieces between them that nothing fits into. It is what has to fit into
-            the card, beside what `estimate` does not model. None for device "cpu".
+            rounded up, and pieces between them that nothing fits into. On a card with less the
+            step may still go through, see `fits`. None for device "cpu".
         parameters: the parameters.
         gradients: what is the `.grad` of a parameter.
         optimizer_state: what the optimizer keeps from step to step.
@@ -49,6 +49,7 @@ class MemoryEstimate:
         other: inputs and buffers.
         device: "cuda" or "cpu": whose operators are followed.
         stored_by: of `kept_for_backward`, what reversible layers store, by layer.
+        events: what came and went in two steps, from the model on; for `fits`.
     """
 
     allocated: int
@@ -61,10 +62,30 @@ class MemoryEstimate:
     other: int
     device: str
     stored_by: dict[str, int] = field(default_factory=dict)
+    events: Sequence[Event] = field(default=(), repr=False, compare=False)
+
+    def fits(self, budget: int) -> bool:
+        """Whether the steps go through where CUDA's allocator can reserve `budget` bytes.
+
+        That is less than `reserved` where the allocator, at its limit, gives back cached segments.
+        """
+        if self.reserved is None:
+            raise ValueError("only an estimate for device 'cuda' knows what fits")
+        if self.reserved <= budget:
+            return True
+        if self.allocated > budget:
+            return False
+        try:
+            replay(self.events, budget)
+        except OutOfReach:
+            return False
+        return True
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name, ready for JSON."""
-        return asdict(self)
+        """The fields by name, but for the events, ready for JSON."""
+        found = asdict(replace(self, events=()))
+        del found["events"]
+        return found
 
     def __str__(self) -> str:
         return aligned(
@@ -106,8 +127,7 @@ def estimate(
 
     Not modelled: workspaces of cuDNN and cuBLAS, which depend on the algorithm and can be as
     large as several activations; the CUDA context and its kernels, some hundred MB a process; fused
-    optimizers; `GradScaler`; torch.compile; several streams, and that an allocator at its limit
-    gives cached segments back and tries again (so a step can fit where `reserved` does not).
+    optimizers; `GradScaler`; torch.compile; several streams; settings of the allocator.
 
     Args:
         model: the module; its tensors may be on any device, the meta device included.
@@ -243,6 +263,7 @@ def _report(
         reserved=replay(recorder.events).reserved if device == "cuda" else None,
         device=device,
         stored_by=stored_by,
+        events=recorder.events,
         **sums,
     )
 

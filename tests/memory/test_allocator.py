@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from revgrad.memory.allocator import CachingAllocator, replay
+from revgrad.memory.allocator import CachingAllocator, OutOfReach, replay
 from revgrad.memory.events import Event, Kind
 
 KIB, MIB = 2**10, 2**20
@@ -100,6 +100,22 @@ def test_pieces_tile_the_segments(actions):
     # No two free pieces are neighbours.
     for pieces in allocator._free.values():
         assert all(piece.before is None and piece.behind is None for *_, piece in pieces)
+
+
+def test_at_its_limit_it_gives_free_segments_back():
+    allocator = CachingAllocator(limit=60 * MIB)
+    for key, size in enumerate((20, 20, 5)):
+        allocator.allocate(key, size * MIB)
+    assert allocator.reserved == 60 * MIB
+    allocator.release(0)
+    allocator.allocate(3, 15 * MIB)  # what is left behind the 5
+    allocator.release(1)
+    allocator.allocate(4, 40 * MIB)
+    assert (allocator.reserved, allocator.allocated) == (60 * MIB, 60 * MIB)
+    allocator.release(2)
+    with pytest.raises(OutOfReach):
+        allocator.allocate(5, 6 * MIB)
+    allocator.allocate(6, 5 * MIB)
 
 
 def test_replay():

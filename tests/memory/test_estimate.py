@@ -265,6 +265,30 @@ def test_reserved_is_in_segments_and_at_least_what_is_allocated():
         assert found.allocated <= found.reserved < 1.5 * found.allocated + 22 * 2**20
 
 
+class Holds(nn.Linear):
+    """Holds 30 MiB, then 40, for which the freed 30 are no use."""
+
+    def __init__(self):
+        super().__init__(8, 8)
+
+    def forward(self, x):
+        for size in (30, 40):
+            torch.empty(size * 2**20, dtype=torch.uint8)
+        return super().forward(x)
+
+
+def test_what_fits():
+    found = estimate(cnn(), (4, 3, 64, 64), torch.optim.AdamW)
+    assert found.fits(found.reserved) and found.fits(2**40)
+    assert not found.fits(found.allocated - 1)
+    found = estimate(Holds(), (1, 8))
+    assert found.allocated < 41 * 2**20
+    assert found.reserved == (2 + 30 + 40) * 2**20
+    assert found.fits(42 * 2**20) and not found.fits(41 * 2**20)
+    with pytest.raises(ValueError, match="device 'cuda'"):
+        estimate(cnn(), (4, 3, 64, 64), device="cpu").fits(2**30)
+
+
 # --- arguments ----------------------------------------------------------------------------------
 
 
