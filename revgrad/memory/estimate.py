@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -169,7 +168,6 @@ def estimate(
             recorder.mark(Kind.STORED, tensor, len(names) - 1)
 
     ways: AbstractContextManager[None] = ways_of_cuda() if device == "cuda" else nullcontext()
-    gc.collect()
     with (
         ways,
         standing_for(device),
