@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from revgrad.autograd.observers import listening_to_stored
 
@@ -300,7 +301,10 @@ def _run_and_learn(step: Callable[[], object], known: list[torch.Tensor]) -> lis
         candidates = [
             thing
             for thing in gc.get_objects()
-            if issubclass(type(thing), nn.Parameter) and thing.requires_grad and thing.is_leaf
+            if issubclass(type(thing), nn.Parameter)
+            and not issubclass(type(thing), UninitializedParameter)  # takes no hook
+            and thing.requires_grad
+            and thing.is_leaf
         ]
     ids = {id(parameter) for parameter in known}
     learned: dict[int, torch.Tensor] = {}

@@ -373,6 +373,10 @@ def test_report():
     assert json.loads(json.dumps(found.as_dict()))["parameters"] == FLOAT * 512 * 513
 
 
+def linear():
+    return nn.Linear(4, 4)
+
+
 class Reads(nn.Linear):
     def forward(self, x):
         return super().forward(x) * x.abs().max().item()
@@ -381,24 +385,44 @@ class Reads(nn.Linear):
 @pytest.mark.parametrize(
     ("error", "message", "arguments", "options"),
     [
-        (TypeError, "model must be an nn.Module, not function", (lambda x: x, (1, 4)), {}),
-        (TypeError, "input must be a tensor, .* not int", (nn.Linear(4, 4), 4), {}),
-        (TypeError, "input must be a tensor, .* not \\(1.5, 4\\)", (nn.Linear(4, 4), (1.5, 4)), {}),
-        (TypeError, "input must be a tensor", (nn.Linear(4, 4), ()), {}),
-        (ValueError, "no negative sizes", (nn.Linear(4, 4), (-1, 4)), {}),
-        (ValueError, "dtype must be None, torch.bfloat16", (nn.Linear(4, 4), (1, 4)), {"dtype": 3}),
-        (ValueError, "must be 'cuda' or 'cpu'", (nn.Linear(4, 4), (1, 4)), {"device": "tpu"}),
-        (TypeError, "optimizer must be", (nn.Linear(4, 4), (1, 4)), {"optimizer": "adam"}),
-        (TypeError, "must give a torch.optim", (nn.Linear(4, 4), (1, 4)), {"optimizer": list}),
-        (TypeError, "loss must be", (nn.Linear(4, 4), (1, 4)), {"loss": 1}),
-        (ValueError, "has no shape yet", (nn.LazyLinear(4), (1, 4)), {}),
-        (ValueError, "no floating-point tensor", (nn.Flatten(), (1, 4)), {}),
-        (RuntimeError, "reads numbers from a tensor", (Reads(4, 4), (1, 4)), {}),
+        (TypeError, "model must be an nn.Module, not function", (lambda: lambda x: x, (1, 4)), {}),
+        (TypeError, "input must be a tensor, .* not int", (linear, 4), {}),
+        (
+            TypeError,
+            "input must be a tensor, .* not \\(1.5, 4\\)",
+            (linear, (1.5, 4)),
+            {},
+        ),
+        (TypeError, "input must be a tensor", (linear, ()), {}),
+        (ValueError, "no negative sizes", (linear, (-1, 4)), {}),
+        (
+            ValueError,
+            "dtype must be None, torch.bfloat16",
+            (linear, (1, 4)),
+            {"dtype": 3},
+        ),
+        (
+            ValueError,
+            "must be 'cuda' or 'cpu'",
+            (linear, (1, 4)),
+            {"device": "tpu"},
+        ),
+        (TypeError, "optimizer must be", (linear, (1, 4)), {"optimizer": "adam"}),
+        (
+            TypeError,
+            "must give a torch.optim",
+            (linear, (1, 4)),
+            {"optimizer": list},
+        ),
+        (TypeError, "loss must be", (linear, (1, 4)), {"loss": 1}),
+        (ValueError, "has no shape yet", (lambda: nn.LazyLinear(4), (1, 4)), {}),
+        (ValueError, "no floating-point tensor", (lambda: nn.Flatten(), (1, 4)), {}),
+        (RuntimeError, "reads numbers from a tensor", (lambda: Reads(4, 4), (1, 4)), {}),
     ],
 )
 def test_wrong_arguments(error, message, arguments, options):
     with pytest.raises(error, match=message):
-        estimate(*arguments, **options)
+        estimate(arguments[0](), *arguments[1:], **options)
 
 
 def test_an_optimizer_instead_of_its_class():
