@@ -56,9 +56,9 @@ lint: $(READY)  ## check format, style and types
 	@# mypy knows no package_dir, so it gets the folders linked as they are installed.
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)/revgrad
 	@ln -s $(CURDIR)/revgrad/* $(CURDIR)/models $(CURDIR)/benchmarks $(TYPED)/revgrad
-	MYPYPATH=$(TYPED) $(BIN)/mypy $(TYPED)/revgrad tests
+	MYPYPATH=$(TYPED) $(BIN)/mypy $(TYPED)/revgrad tests examples
 
-demo: $(READY)  ## train a small reversible network and show what it saves
+demo: $(READY)  ## train a small iUNet and show what its reversible form saves
 	$(BIN)/python -m revgrad demo
 
 bench: $(READY)  ## measure a reversible sequence against its rivals

@@ -6,6 +6,7 @@ command is called, so none pays for the others' imports.
 """
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -16,7 +17,7 @@ from revgrad.version import __version__
 # Command -> (module, one line of help). A command of two words belongs to a group.
 COMMANDS = {
     "info": ("revgrad.info", "show versions, devices, kernels and what else is installed"),
-    "demo": ("revgrad.models.demo", "train a small reversible network and show what it saves"),
+    "demo": ("revgrad.models.demo", "train a small iUNet and show what its reversible form saves"),
     "bench sequence": (
         "revgrad.benchmarks.sequence",
         "memory and time of a reversible sequence against plain training and checkpointing",
@@ -25,12 +26,22 @@ COMMANDS = {
         "revgrad.benchmarks.accuracy",
         "how far gradients are off by depth, in float and in exact arithmetic",
     ),
+    "bench iunet-table1": (
+        "revgrad.benchmarks.iunet_table1",
+        "memory and time of an iUNet by depth, beside the published figures",
+    ),
+    "bench capacity": (
+        "revgrad.benchmarks.capacity",
+        "the largest batch and 3D patch that fit into a budget, such as --memory 12GB",
+    ),
     "bench reliability": (
         "revgrad.benchmarks.reliability",
         "which reversible libraries compute the right gradients, case by case",
     ),
 }
 GROUPS = {"bench": "measure memory, speed and correctness"}
+# An option that names its command by itself, where a group's command is expected.
+SHORT = {("bench", "--memory"): "capacity"}
 
 
 class _CommandParser(argparse.ArgumentParser):
@@ -70,7 +81,10 @@ def build_parser(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    args = build_parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    if len(given) > 1 and (command := SHORT.get((given[0], given[1].partition("=")[0]))):
+        given.insert(1, command)
+    args = build_parser().parse_args(given)
     try:
         return int(args.command_main(args))
     except MissingExtraError as error:

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from revgrad import machine
+from revgrad.benchmarks.command import carry_out
 from revgrad.benchmarks.peers import ADAPTORS
-from revgrad.benchmarks.progress import Progress
 from revgrad.benchmarks.sequence import report
 from revgrad.benchmarks.sequence.run import BASE, number_of_steps, run
 from revgrad.benchmarks.sequence.settings import Plan, Settings
@@ -46,17 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Measure, print the tables and write the files."""
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("revgrad: this PyTorch finds no CUDA device")
     plan = plan_of(args)
-    facts = machine.facts(args.device)  # before the run: so the load is that of others
-    progress = Progress(number_of_steps(plan))
-    rows = run(plan, progress.step)
-    progress.close()
-    facts["load_after"] = machine.load()
-    page = report.write(plan, rows, facts, args.output)
-    print(f"\n{report.tables(plan, rows)}\n\nThe whole report: {page}")
-    return 0
+    return carry_out(plan, args.device, number_of_steps(plan), run, report, args.output)
 
 
 def plan_of(args: argparse.Namespace) -> Plan:

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from revgrad.benchmarks.sequence.settings import Settings
 
-_WORKER = "revgrad.benchmarks.sequence.worker"
+WORKER = "revgrad.benchmarks.sequence.worker"
 
 
 class TaskError(Exception):
@@ -26,17 +26,19 @@ def run_task(
     settings: Settings,
     on_round: Callable[[], None] = lambda: None,
     environment: Mapping[str, str] | None = None,
+    worker: str = WORKER,
     **arguments: Any,
 ) -> Any:
-    """Run a function of the module `tasks` in a new process.
+    """Run a task in a new process.
 
     The task goes in as JSON, and JSON lines come back: one for each round, one with the result.
 
     Args:
-        task: "memory", "growth" or "timing".
+        task: Its name, for the sequence's worker "memory", "growth" or "timing".
         settings: What is measured.
         on_round: Called after every round of a timing.
         environment: Variables for the new process.
+        worker: The module that knows the task, see `revgrad.benchmarks.sequence.worker.main`.
         **arguments: Further arguments of the task.
 
     Returns:
@@ -49,7 +51,7 @@ def run_task(
     answer: dict[str, Any] = {}
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", _WORKER, request],
+            [sys.executable, "-m", worker, request],
             env=os.environ | {"OMP_NUM_THREADS": str(settings.threads)} | dict(environment or {}),
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -14,7 +14,7 @@ from revgrad.benchmarks.sequence.run import BASE, Row
 from revgrad.benchmarks.sequence.settings import Plan, Settings
 
 _MIB = 2**20
-_STATUS = {"missing": "not installed", "failed": "failed"}
+STATUS = {"missing": "not installed", "failed": "failed"}
 _CATEGORIES = ("parameters", "gradients", "kept_for_backward", "workspace", "scratch", "other")
 
 
@@ -81,7 +81,7 @@ def _introduction(settings: Settings) -> str:
 
 def _by_depth(plan: Plan, rows: Sequence[Row], text: Callable[[Row], str]) -> str:
     """A table with a line for each variant and a column for each depth."""
-    cells = {(row.variant, row.depth): _STATUS.get(row.status) or text(row) for row in rows}
+    cells = {(row.variant, row.depth): STATUS.get(row.status) or text(row) for row in rows}
     lines = [
         (variant, *(cells[variant, depth] for depth in plan.depths)) for variant in plan.variants
     ]

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from revgrad.benchmarks.peers import available
-from revgrad.benchmarks.sequence.process import TaskError, run_task
+from revgrad.benchmarks.sequence.process import WORKER, TaskError, run_task
 from revgrad.benchmarks.sequence.settings import Plan, Settings
 
 BASE = "plain"  # what the others' times are compared with
@@ -18,23 +18,20 @@ BASE = "plain"  # what the others' times are compared with
 UNBROKEN = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 
 Show = Callable[[str], None]
+Round = dict[str, dict[str, float]]  # seconds by clock and variant
 
 
 @dataclass
-class Row:
+class Finding:
     """What was found out about one variant at one depth.
 
     Attributes:
-        variant: Name of the adaptor.
-        depth: Number of sub-networks.
+        variant: Its name.
+        depth: How deep the network was.
         status: "measured", "missing" (not installed) or "failed".
         reason: Why it was not measured.
         memory: A `MemoryReport` as a dictionary, in bytes.
-        above: Bytes at the peak besides parameters and gradients, in activations.
-        growth: By how many bytes the process grew in its first step.
-        unbroken_growth: The same with an allocator whose heap can't break into pieces.
-        evaluations: How often a step ran each sub-network; None if that could not be counted.
-        time: Medians in seconds, ratios to plain, and all rounds.
+        time: A summary of the rounds.
     """
 
     variant: str
@@ -42,11 +39,25 @@ class Row:
     status: str = "measured"
     reason: str = ""
     memory: dict[str, Any] | None = None
+    time: dict[str, Any] | None = None
+
+
+@dataclass
+class Row(Finding):
+    """What was found out about one adaptor with a number of sub-networks, its depth.
+
+    Attributes:
+        above: Bytes at the peak besides parameters and gradients, in activations.
+        growth: By how many bytes the process grew in its first step.
+        unbroken_growth: The same with an allocator whose heap can't break into pieces.
+        evaluations: How often a step ran each sub-network; None if that could not be counted.
+        time: Medians in seconds, ratios to plain, and all rounds.
+    """
+
     above: float | None = None
     growth: int | None = None
     unbroken_growth: int | None = None
     evaluations: float | None = None
-    time: dict[str, Any] | None = None
 
 
 def number_of_steps(plan: Plan) -> int:
@@ -59,7 +70,10 @@ def run(plan: Plan, show: Show) -> list[Row]:
     rows = []
     for depth in plan.depths:
         found = [_memory_row(plan, depth, variant, show) for variant in plan.variants]
-        _add_times(plan, depth, [row for row in found if row.status == "measured"], show)
+        measured = [row for row in found if row.status == "measured"]
+        rounds = take_times(measured, plan.settings, plan.repeats, show)
+        for row in measured if rounds else ():
+            row.time = summary(row.variant, rounds)
         rows += found
     return rows
 
@@ -93,26 +107,30 @@ def _above(memory: dict[str, Any], activation: int) -> float:
     return float(memory["peak"] - memory["parameters"] - memory["gradients"]) / activation
 
 
-def _add_times(plan: Plan, depth: int, rows: Sequence[Row], show: Show) -> None:
+def take_times(
+    rows: Sequence[Finding], settings: Settings, repeats: int, show: Show, worker: str = WORKER
+) -> list[Round]:
+    """Time what rows of one depth stand for, in one process; none if that failed, as they tell."""
     names = [row.variant for row in rows]
+    depth = rows[0].depth if rows else 0
     try:
-        rounds = run_task(
+        rounds: list[Round] = run_task(
             "timing",
-            plan.settings,
+            settings,
             on_round=lambda: show(f"time, depth {depth}, a round of {len(names)} variants"),
+            worker=worker,
             depth=depth,
             variants=names,
-            repeats=plan.repeats,
+            repeats=repeats,
         )
     except TaskError as error:
         for row in rows:
             row.reason = f"time was not measured: {error}"
-        return
-    for row in rows:
-        row.time = summary(row.variant, rounds)
+        return []
+    return rounds
 
 
-def summary(variant: str, rounds: Sequence[dict[str, dict[str, float]]]) -> dict[str, Any]:
+def summary(variant: str, rounds: Sequence[Round]) -> dict[str, Any]:
     """Medians over the rounds. Ratios are taken within a round, so that slow drift cancels."""
     time: dict[str, Any] = {}
     for clock in ("wall", "cpu"):

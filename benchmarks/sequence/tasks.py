@@ -7,7 +7,7 @@ import platform
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,15 +60,22 @@ def timing(
     """
     pairs = couplings(settings, depth)
     steps = {variant: Step(variant, pairs, settings) for variant in variants}
+    yield from in_turns(steps, repeats, settings.device)
+
+
+def in_turns(
+    steps: Mapping[str, Callable[[], None]], repeats: int, device: str
+) -> Iterator[dict[str, Any]]:
+    """Time steps by name, after one warm-up of each; yields what `timing` does."""
     for step in steps.values():
         step()
     order = random.Random(0)
     for _ in range(repeats):
         turn = order.sample(list(steps), len(steps))
-        seconds = {variant: _seconds(steps[variant], settings.device) for variant in turn}
+        seconds = {name: _seconds(steps[name], device) for name in turn}
         yield {
-            "wall": {variant: seconds[variant][0] for variant in variants},
-            "cpu": {variant: seconds[variant][1] for variant in variants},
+            "wall": {name: seconds[name][0] for name in steps},
+            "cpu": {name: seconds[name][1] for name in steps},
         }
 
 

@@ -27,28 +27,29 @@ def _sub_network(settings: Settings) -> nn.Module:
         _NORM[dims](channels, affine=True),
         nn.LeakyReLU(0.01),
     )
-    return module.to(settings.device).to(memory_format=_format(settings))  # type: ignore[call-overload]
+    return module.to(settings.device).to(memory_format=memory_format(settings))  # type: ignore[call-overload]
 
 
-def _format(settings: Settings) -> torch.memory_format:
+def memory_format(settings: Settings) -> torch.memory_format:
+    """Of the input and the weights."""
     if settings.channels_last:
         return _CHANNELS_LAST[settings.spatial_dims]
     return torch.contiguous_format
 
 
-class Step:
-    """One training step without an optimizer, the same for every variant.
+class ModuleStep:
+    """One training step of a module without an optimizer.
 
-    The caller holds input, output and the output's gradient, as a network around the sequence
-    would: three activations that no variant can save.
+    The caller holds input, output and the output's gradient, as a network around the module
+    would: three activations that no module can save.
     """
 
-    def __init__(self, variant: str, pairs: Couplings, settings: Settings) -> None:
-        self.module = ADAPTORS[variant].wrap(pairs)
+    def __init__(self, module: nn.Module, settings: Settings) -> None:
+        self.module = module
         self.settings = settings
         generator = torch.Generator().manual_seed(1)
         tensors = (torch.randn(settings.shape, generator=generator) for _ in range(2))
-        x, dy = (t.to(settings.device, memory_format=_format(settings)) for t in tensors)
+        x, dy = (t.to(settings.device, memory_format=memory_format(settings)) for t in tensors)
         self.x, self.dy = x.requires_grad_(), dy
 
     def __call__(self) -> None:
@@ -58,3 +59,10 @@ class Step:
         with torch.autocast(settings.device, torch.bfloat16, settings.dtype == "bfloat16"):
             y = self.module(self.x)
         y.backward(self.dy)
+
+
+class Step(ModuleStep):
+    """The step of one variant, the same for all of them."""
+
+    def __init__(self, variant: str, pairs: Couplings, settings: Settings) -> None:
+        super().__init__(ADAPTORS[variant].wrap(pairs), settings)

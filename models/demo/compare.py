@@ -7,13 +7,13 @@ from torch import Tensor
 
 from revgrad.memory import MemoryReport, measure
 from revgrad.models.data.organs import ORGANS
-from revgrad.models.demo.network import DemoNetwork
-from revgrad.models.demo.slices import Slices, pad
+from revgrad.models.demo.slices import Slices
 from revgrad.models.demo.train import VARIANTS, backward
+from revgrad.models.iunet import iUNet
 from revgrad.models.metrics.dice import dice_per_class
 
 
-def peak_memory(network: DemoNetwork, images: Tensor, labels: Tensor) -> dict[str, MemoryReport]:
+def peak_memory(network: iUNet, images: Tensor, labels: Tensor) -> dict[str, MemoryReport]:
     """Peak of the forward and backward pass of a batch, for each variant.
 
     Without the optimizer, whose state is the same in both. Gradients are left behind.
@@ -25,7 +25,7 @@ def peak_memory(network: DemoNetwork, images: Tensor, labels: Tensor) -> dict[st
     return reports
 
 
-def gradient_errors(network: DemoNetwork, images: Tensor, labels: Tensor) -> dict[str, float]:
+def gradient_errors(network: iUNet, images: Tensor, labels: Tensor) -> dict[str, float]:
     """How far each variant's parameter gradients are from those of plain autograd in float64.
 
     Returns:
@@ -39,7 +39,7 @@ def gradient_errors(network: DemoNetwork, images: Tensor, labels: Tensor) -> dic
     return errors
 
 
-def _gradient(network: DemoNetwork, save_memory: bool, images: Tensor, labels: Tensor) -> Tensor:
+def _gradient(network: iUNet, save_memory: bool, images: Tensor, labels: Tensor) -> Tensor:
     """All parameters' gradients in one float64 vector; none is left behind."""
     network.save_memory = save_memory
     network.zero_grad()
@@ -50,11 +50,9 @@ def _gradient(network: DemoNetwork, save_memory: bool, images: Tensor, labels: T
 
 
 @torch.no_grad()
-def predict(network: DemoNetwork, slices: Slices, device: torch.device) -> Tensor:
+def predict(network: iUNet, slices: Slices, device: torch.device) -> Tensor:
     """Predicted labels (N, H, W) int64 of whole slices, on the CPU."""
-    height, width = slices.labels.shape[1:]
-    logits = network(pad(slices.images, network.stride).to(device))
-    return logits[..., :height, :width].argmax(1).cpu()
+    return network(slices.images.to(device)).argmax(1).cpu()
 
 
 def organ_dice(prediction: Tensor, slices: Slices) -> dict[str, float]:

@@ -92,7 +92,7 @@ def _page(facts: Mapping[str, Any], pictures: bool) -> str:
 
 def _introduction(facts: Mapping[str, Any]) -> str:
     return (
-        "One U-Net, whose body is a `revgrad.nn.ReversibleSequence`, was trained twice on axial "
+        "One iUNet (`revgrad.models.iUNet`), a fully invertible U-Net, was trained twice on axial "
         "slices of a CT volume, from the same weights on the same batches: once with ordinary "
         "autograd (plain), once computing the activations back instead of storing them "
         f"(reversible). It took {facts['memory_ratio']:.2f} times the memory and "

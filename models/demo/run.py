@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from revgrad.memory import MemoryReport
 from revgrad.models.data.organs import ORGANS, load_organs
 from revgrad.models.demo.compare import gradient_errors, organ_dice, peak_memory, predict
-from revgrad.models.demo.network import DemoNetwork
 from revgrad.models.demo.progress import Progress
 from revgrad.models.demo.settings import Settings
 from revgrad.models.demo.slices import WINDOWS, Slices, batches, split
 from revgrad.models.demo.train import NUDGED, VARIANTS, Trainee, nudge, repeatable, train
+from revgrad.models.iunet import iUNet
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def run(settings: Settings) -> Outcome:
     )
 
 
-def _trainees(network: DemoNetwork, settings: Settings) -> dict[str, Trainee]:
+def _trainees(network: iUNet, settings: Settings) -> dict[str, Trainee]:
     """Copies of the network, one to train in each way and one nudged."""
     trainees = {}
     for name in (*VARIANTS, NUDGED):
@@ -114,16 +114,31 @@ def _train(trainees: dict[str, Trainee], slices: Slices, settings: Settings) -> 
     train(trainees, _batches(slices, settings), torch.device(settings.device), show)
 
 
-def _network(settings: Settings) -> DemoNetwork:
+def _network(settings: Settings) -> iUNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return DemoNetwork(
+        return iUNet(
+            spatial_dims=2,
             in_channels=len(WINDOWS),
-            classes=1 + len(ORGANS),
+            out_channels=1 + len(ORGANS),
             channels=settings.channels,
-            levels=settings.levels,
-            couplings=settings.couplings,
+            depths=settings.depths,
+            block=_unit,
+            padding_mode="replicate",  # slices end in air, and so it goes on
         )
+
+
+def _unit(in_channels: int, out_channels: int, spatial_dims: int) -> nn.Module:
+    """What a coupling adds to a stream.
+
+    With a norm over several channels, since one over each takes away what tells lung from gas.
+    """
+    assert spatial_dims == 2
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+        nn.GroupNorm(out_channels // 4, out_channels),
+        nn.LeakyReLU(0.01),
+    )
 
 
 def _batches(slices: Slices, settings: Settings) -> Iterator[tuple[Tensor, Tensor]]:

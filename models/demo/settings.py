@@ -10,9 +10,8 @@ class Settings:
     steps: int = 250
     batch: int = 4
     crop: tuple[int, int] = (96, 112)
-    channels: int = 32
-    levels: int = 3
-    couplings: int = 4
+    channels: tuple[int, ...] = (32, 64, 128)
+    depths: tuple[int, ...] = (8, 8, 8)
     learning_rate: float = 1e-2
     held_out_every: int = 5
     seed: int = 0
@@ -20,4 +19,4 @@ class Settings:
 
 
 # To see in seconds that everything works; it learns next to nothing.
-QUICK = Settings(steps=4, batch=2, crop=(64, 64), channels=16, couplings=2)
+QUICK = Settings(steps=4, batch=2, crop=(64, 64), channels=(16, 32, 64), depths=(3, 3, 3))

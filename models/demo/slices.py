@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from revgrad.models.data.organs import OrganCT
@@ -54,12 +53,6 @@ def batches(
         images = torch.stack([image for image, _ in pairs])
         scale, shift = 0.1 * torch.randn(2, size, 1, 1, 1, generator=generator)
         yield images * (1 + scale) + shift, torch.stack([labels for _, labels in pairs])
-
-
-def pad(images: Tensor, stride: int) -> Tensor:
-    """Pad ``(N, C, H, W)`` below and to the right with air until H and W divide by ``stride``."""
-    height, width = images.shape[-2:]
-    return F.pad(images, (0, -width % stride, 0, -height % stride), value=-1.0)
 
 
 def _crop(

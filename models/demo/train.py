@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from revgrad.models.demo.network import DemoNetwork
 from revgrad.models.demo.settings import Settings
+from revgrad.models.iunet import iUNet
 from revgrad.models.losses import dice_cross_entropy
 
 # The two ways to train: the name in the report, and the network's `save_memory`.
@@ -22,7 +22,7 @@ NUDGED = "nudged"
 class Trainee:
     """One of the networks in training, with the losses and times of its steps."""
 
-    def __init__(self, network: DemoNetwork, settings: Settings) -> None:
+    def __init__(self, network: iUNet, settings: Settings) -> None:
         self.network = network
         self.losses: list[float] = []
         self.seconds: list[float] = []
@@ -63,7 +63,7 @@ def train(
         after_step(number)
 
 
-def backward(network: DemoNetwork, images: Tensor, labels: Tensor) -> float:
+def backward(network: iUNet, images: Tensor, labels: Tensor) -> float:
     """Add the gradients of one batch to the parameters' and return the loss."""
     loss = dice_cross_entropy(network(images), labels, batch=True)
     loss.backward()
@@ -71,7 +71,7 @@ def backward(network: DemoNetwork, images: Tensor, labels: Tensor) -> float:
 
 
 @torch.no_grad()
-def nudge(network: DemoNetwork) -> None:
+def nudge(network: iUNet) -> None:
     """Move each weight to the next number that its type can hold."""
     for parameter in network.parameters():
         parameter.copy_(torch.nextafter(parameter, torch.full_like(parameter, torch.inf)))

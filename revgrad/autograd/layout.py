@@ -6,8 +6,7 @@ same ones; and dense tensors are what kernels are fast on.
 
 from __future__ import annotations
 
-import itertools
-import operator
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,9 +79,13 @@ def gradient_strides(stream: Tensor, contiguous: bool) -> tuple[int, ...]:
     any gradient of such a batch for a contiguous one, see `may_misread_gradients`.
     """
     if contiguous and stream.dim() > 2 and stream.shape[0] == 1:
-        sizes = (max(size, 1) for size in stream.shape[:0:-1])
-        return tuple(itertools.accumulate(sizes, operator.mul, initial=1))[::-1]
+        return _contiguous_strides(stream.shape)
     return stream.stride()
+
+
+def _contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    sizes = [max(size, 1) for size in shape]
+    return tuple(math.prod(sizes[axis + 1 :]) for axis in range(len(sizes)))
 
 
 def alias(tensor: Tensor) -> Tensor:

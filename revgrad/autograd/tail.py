@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from revgrad.autograd.inventory import has_hooks
+from revgrad.dataless import device_type, has_data
 from revgrad.errors import ReversibleError
 from revgrad.fixed_point import FixedPoint
-from revgrad.fixed_point.range_watch import answers_at_once, current_watch
+from revgrad.fixed_point.range_watch import current_watch
 
 
 class Statistics(NamedTuple):
@@ -122,9 +123,10 @@ def cut(module: nn.Module, stream: Tensor) -> Cut | None:
     if not isinstance(stream, FixedPoint):
         return found
     # Of a value that is never seen only a bound is known, and it takes a look to compare it.
-    if not answers_at_once(stream.device):
+    if device_type(stream) != "cpu":
         return None
-    return found if found.tail.largest(stream.shape).item() < stream.grid.limit / 2 else None
+    bound = found.tail.largest(stream.shape)
+    return None if has_data(bound) and bound.item() >= stream.grid.limit / 2 else found
 
 
 def _ends(module: nn.Module) -> Cut | None:

@@ -23,6 +23,7 @@ from revgrad.autograd.recompute import lock_of, version
 from revgrad.autograd.record import Record, SideInputs, check_fixed
 from revgrad.autograd.rewind import Rewind
 from revgrad.autograd.saved import StoredStreams, behind, saved_tensors
+from revgrad.dataless import has_data
 from revgrad.errors import ReversibleError, locate
 from revgrad.fixed_point import FixedPoint
 
@@ -168,7 +169,7 @@ def expect_unchanged(tensors: object, before: Identities | None, what: str) -> N
 def identities(tensors: object) -> Identities:
     """What shows whether tensors were replaced or written into."""
     found = [t for t in tensors if isinstance(t, Tensor)]  # type: ignore[attr-defined]
-    return [(memory_of(t).data_ptr(), version(t)) for t in found]
+    return [(memory_of(t).data_ptr() if has_data(memory_of(t)) else 0, version(t)) for t in found]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from revgrad.dataless import has_data
+
 
 @dataclass(frozen=True)
 class _Level:
@@ -70,7 +72,8 @@ class BlockLifting:
             shears, rest = _split(rest, p)
             made = tuple(s.to(matrix.device, dtype) for s in shears)
             levels.append(_Level(matrix.shape[0] - n, p, made))
-        return BlockLifting(-1 if rest.item() < 0 else 1, tuple(levels))
+        sign = -1 if has_data(rest) and rest.item() < 0 else 1
+        return BlockLifting(sign, tuple(levels))
 
     def apply_(self, x: Tensor) -> Tensor:
         """Multiply integers (n, ...), in place."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from revgrad.dataless import device_type
+
 MAX_FRACTION_BITS = 30
 
 # Elements converted at a time. On a CPU the piece stays in the cache from one operation to the
@@ -86,7 +88,7 @@ class Grid:
 def _pieces(*tensors: Tensor) -> Iterator[Sequence[Tensor]]:
     """The tensors piece by piece: along memory if they lie there alike, else along an axis."""
     first = tensors[0]
-    size = _PIECE if first.device.type == "cpu" else _PIECE_ON_ACCELERATORS
+    size = _PIECE if device_type(first) == "cpu" else _PIECE_ON_ACCELERATORS
     if first.numel() <= size or any(t.shape != first.shape for t in tensors):
         yield tensors
         return

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from revgrad.dataless import has_data
 from revgrad.errors import ReversibleError
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class RangeWatch:
         bound = growth * sum(map(self.bound_of, operands), torch.zeros((), device=integers.device))
         # Sums of bounds grow with depth where the stream does not. Where looking at a number costs
         # no waiting, streams are only measured again when a bound has become large.
-        at_once = answers_at_once(bound.device)
+        at_once = answers_at_once(bound.device) and has_data(bound)
         if at_once and not bound.item() < _LIMIT / 2:
             for x in operands:
                 if not isinstance(x, _Unseen):
@@ -152,17 +153,20 @@ class RangeWatch:
             return None
         device = self._bounds[-1].device
         bounds = torch.stack([b.to(device, non_blocking=True) for b in self._bounds])
-        if wait or answers_at_once(device):
-            self._judge(bounds)
+        known = has_data(bounds)
+        if wait or (answers_at_once(device) and known):
+            if known:
+                self._judge(bounds)
             return None
-        _pending.append((self._judge, Parcel(bounds)))
+        if known:
+            _pending.append((self._judge, Parcel(bounds)))
         return torch.where((bounds < _LIMIT).all(), 1.0, math.nan)
 
     def _note(self, what: str, grid: Grid, bound: Tensor) -> None:
         # An error that is raised here passes through the layer's own call, which names the layer.
         note = _Note(None if self._at_once else self.where, what, grid)
         if self._at_once:
-            value = bound.item()
+            value = bound.item() if has_data(bound) else 0.0
             if not value < _LIMIT:
                 raise note.error(value)
             return

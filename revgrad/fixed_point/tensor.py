@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
+from revgrad.dataless import has_data
 from revgrad.errors import ReversibleError
 from revgrad.fixed_point.grid import Grid
 from revgrad.fixed_point.range_watch import current_watch
@@ -86,7 +87,7 @@ class FixedPoint(Tensor):
         grid = Grid(fraction_bits, x.dtype)
         fixed = to_fixed(x, grid)
         steps = x.detach().double().div(grid.step).round_().abs()
-        largest = steps.amax().item() * grid.step if x.numel() else 0.0
+        largest = steps.amax().item() * grid.step if x.numel() and has_data(x) else 0.0
         if not largest < grid.limit:
             raise ReversibleError(
                 f"a number of size {largest:.4g} does not fit: with fraction_bits={fraction_bits} "

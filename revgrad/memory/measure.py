@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from revgrad.autograd.observers import listening_to_stored
 
+from .anatomy import aligned, anatomy
 from .devices import device_of, resolve
-from .events import Block, Kind, Timeline, mark, read_events, recording
+from .events import Kind, Timeline, mark, read_events, recording
 from .storages import StorageWatch, live_storages, storage_of
 from .unrecorded import MallocSampler
-
-_MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,7 @@ class MemoryReport:
             ("peak without scratch", self.peak_without_scratch),
             ("unrecorded (sampled)", self.unrecorded),
         ]
-        width = max(24, 1 + max(len(name) for name, _ in rows))
-        return "\n".join(
-            f"{name:<{width}}" + ("not measured" if size is None else f"{size / _MIB:12.2f} MiB")
-            for name, size in rows
-        )
+        return aligned(rows)
 
 
 def measure(
@@ -231,29 +227,7 @@ def _classify(
         if block is not None:
             block.gradient = True
     is_parameter = {id(block) for address in own if (block := timeline.held.get(address))}
-
-    def category(block: Block) -> str:
-        if id(block) in is_parameter:
-            return "parameters"
-        if block.gradient:
-            return "gradients"
-        if block.born == -1:
-            return "other"
-        if block.scratch:
-            return "scratch"
-        return "kept_for_backward" if timeline.kept_for_backward(block) else "workspace"
-
-    sums = dict.fromkeys(
-        ("parameters", "gradients", "kept_for_backward", "workspace", "scratch", "other"), 0
-    )
-    stored_by: dict[str, int] = {}
-    for block in timeline.blocks:
-        if block.alive_at(timeline.peak_index):
-            kind = category(block)
-            sums[kind] += block.size
-            if block.stored is not None and kind == "kept_for_backward":
-                where = stored.names[block.stored]
-                stored_by[where] = stored_by.get(where, 0) + block.size
+    sums, stored_by = anatomy(timeline, {"parameters": is_parameter}, stored.names)
     return MemoryReport(
         peak=timeline.peak,
         peak_without_scratch=timeline.peak_without_scratch(),
@@ -295,12 +269,12 @@ def _gradients_marked(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
         if storage is not None:
             mark(Kind.GRADIENT, storage.data_ptr())
 
-    with _gradient_hooks(parameters, seen):
+    with gradient_hooks(parameters, seen):
         yield
 
 
 @contextlib.contextmanager
-def _gradient_hooks(
+def gradient_hooks(
     parameters: Iterable[torch.Tensor], hook: Callable[[torch.Tensor], None]
 ) -> Iterator[None]:
     """Call `hook(parameter)` when a gradient has arrived, before any other hook can take it."""
@@ -327,7 +301,10 @@ def _run_and_learn(step: Callable[[], object], known: list[torch.Tensor]) -> lis
         candidates = [
             thing
             for thing in gc.get_objects()
-            if issubclass(type(thing), nn.Parameter) and thing.requires_grad and thing.is_leaf
+            if issubclass(type(thing), nn.Parameter)
+            and not issubclass(type(thing), UninitializedParameter)  # takes no hook
+            and thing.requires_grad
+            and thing.is_leaf
         ]
     ids = {id(parameter) for parameter in known}
     learned: dict[int, torch.Tensor] = {}
@@ -336,7 +313,7 @@ def _run_and_learn(step: Callable[[], object], known: list[torch.Tensor]) -> lis
         if id(parameter) not in ids:
             learned[id(parameter)] = parameter
 
-    with _gradient_hooks(candidates, seen):
+    with gradient_hooks(candidates, seen):
         step()
     return list(learned.values())
 

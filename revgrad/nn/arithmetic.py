@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from revgrad.autograd.protocol import State
+from revgrad.dataless import autocast_is_on
 from revgrad.errors import ReversibleError
 from revgrad.fixed_point import FixedPoint, Grid, to_fixed
 from revgrad.fixed_point.range_watch import RangeWatch, raise_pending
@@ -83,7 +84,7 @@ def warn_of_drift(streams: State, depth: int) -> None:
     kind = None
     if streams[0].dtype in (torch.bfloat16, torch.float16):
         kind = "half-precision streams"
-    elif torch.is_autocast_enabled(streams[0].device.type):
+    elif autocast_is_on(streams[0].device):
         kind = "autocast"
     if kind is not None and depth >= _DRIFTS[kind]:
         warnings.warn(

@@ -13,6 +13,7 @@ from revgrad.autograd.inventory import known
 from revgrad.autograd.layout import dense, dense_format, is_shared
 from revgrad.autograd.protocol import Gradients, State
 from revgrad.autograd.rewind import Rewind
+from revgrad.dataless import device_type
 from revgrad.errors import ReversibleError
 from revgrad.fixed_point import FixedPoint, to_float
 from revgrad.fixed_point.block_lifting import BlockLifting
@@ -146,7 +147,7 @@ def _outer(grads: State, inputs: State, dtype: torch.dtype) -> Tensor:
 def _pieces(streams: State) -> Iterator[State]:
     """Both streams, (N, C, pixels), a stretch of pixels at a time."""
     flat = [x.reshape(_flat(x)) for x in streams]
-    size = _PIECE if flat[0].device.type == "cpu" else _PIECE_ON_ACCELERATORS
+    size = _PIECE if device_type(flat[0]) == "cpu" else _PIECE_ON_ACCELERATORS
     numbers = sum(x.shape[0] * x.shape[1] for x in flat)
     length = max(1, size // max(1, numbers))
     yield from zip(*(x.split(length, 2) for x in flat), strict=True)

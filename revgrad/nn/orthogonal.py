@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from revgrad.autograd.inventory import known
+from revgrad.dataless import has_data, without_autocast
 from revgrad.ops import expm_skew
 
 
@@ -50,7 +51,7 @@ class OrthogonalMatrices(nn.Module):
         wide = torch.promote_types(self.theta.dtype, torch.float32)
         n = self.start.shape[-1]
         # Autocast would multiply matrices in half precision, which leaves them not orthogonal.
-        with torch.autocast(self.theta.device.type, enabled=False):
+        with without_autocast(self.theta.device):
             rotation = METHODS[self.method].rotation(self.theta.to(wide), n)
             return _orthonormal(self.start) @ rotation
 
@@ -63,7 +64,9 @@ def _check_orthogonal(start: Tensor) -> None:
     if start.dim() != 3 or start.shape[-1] != start.shape[-2]:
         raise ValueError(f"matrices must be (count, n, n), not {tuple(start.shape)}")
     identity = torch.eye(start.shape[-1], dtype=start.dtype, device=start.device)
-    deviation = (start @ start.mT - identity).abs().max().item() if start.numel() else 0.0
+    if not start.numel() or not has_data(start):
+        return
+    deviation = (start @ start.mT - identity).abs().max().item()
     if not deviation < 1e-4:
         raise ValueError(f"the matrices are not orthogonal: Q Q^T is off by {deviation:.1e}")
 

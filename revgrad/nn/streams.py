@@ -9,6 +9,7 @@ from torch import Tensor
 
 from revgrad.autograd.layout import dense, dense_format, split_dense
 from revgrad.autograd.protocol import State
+from revgrad.dataless import autocast_is_on
 from revgrad.errors import ReversibleError
 
 Channels = tuple[int, ...]
@@ -82,4 +83,4 @@ def _matching(total: int, out_channels: Callable[[Channels], Channels]) -> Chann
 
 def _at_least_float32(x: Tensor) -> Tensor:
     half = x.dtype in (torch.float16, torch.bfloat16)
-    return x.float() if half and torch.is_autocast_enabled(x.device.type) else x
+    return x.float() if half and autocast_is_on(x.device) else x

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from revgrad.dataless import without_autocast
 
 
 @contextmanager
@@ -21,9 +23,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
     before = [s.fp32_precision for s in settings]
     for s in settings:
         s.fp32_precision = "ieee"
-    available = torch.amp.is_autocast_available(device.type)
     try:
-        with torch.autocast(device.type, enabled=False) if available else nullcontext():
+        with without_autocast(device):
             yield
     finally:
         for s, precision in zip(settings, before, strict=True):

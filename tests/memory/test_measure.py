@@ -278,6 +278,12 @@ def test_gradients_of_an_earlier_step_are_dropped_before():
     assert first == numbers(measure(step, net)) == numbers(measure(step, net, warmup=3))
 
 
+def test_a_lazy_module_elsewhere_is_no_hindrance():
+    lazy, net, x = nn.LazyLinear(4), nn.Linear(4, 4), torch.randn(2, 4)
+    assert measure(lambda: net(x).sum().backward()).parameters == 20 * FLOAT
+    assert lazy.has_uninitialized_params()
+
+
 def test_a_shared_weight_counts_once_and_a_frozen_one_counts():
     first, second = nn.Linear(32, 32, bias=False), nn.Linear(32, 32, bias=False)
     weight = second.weight = first.weight

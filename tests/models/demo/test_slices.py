@@ -1,7 +1,7 @@
 import torch
 
 from revgrad.models.data.organs import ORGANS, load_organs
-from revgrad.models.demo.slices import batches, pad, split
+from revgrad.models.demo.slices import batches, split
 
 
 def test_held_out_slices_lie_between_training_slices():
@@ -30,10 +30,3 @@ def test_labels_stay_on_their_image():
     images, labels = next(batches(training, 1, 8, (96, 112), seed=0))
     lungs, bones = (labels == 1 + list(ORGANS).index(o) for o in ("lungs", "spine and ribs"))
     assert images[:, 0][lungs].mean() < -0.5 and images[:, 0][bones].mean() > 0.5
-
-
-def test_padding_is_undone_by_cropping():
-    images = torch.rand(1, 2, 5, 8)
-    padded = pad(images, 4)
-    assert padded.shape == (1, 2, 8, 8)
-    torch.testing.assert_close(padded[..., :5, :8], images)
