@@ -30,7 +30,12 @@ def dense(tensor: Tensor, memory_format: torch.memory_format, *, copy: bool = Fa
     """The tensor in the given format; a new one if `copy` or if it isn't dense in that format."""
     if copy:
         return tensor.clone(memory_format=memory_format)
-    return tensor.contiguous(memory_format=memory_format)
+    made = tensor.contiguous(memory_format=memory_format)
+    if made is tensor and made.dim() > 1 and made.shape[0] == 1 and made.is_contiguous():
+        # A part of a batch of one is dense, but has the batch's stride, unlike what is computed
+        # back: each time it would have to be given it.
+        return made.squeeze(0).unsqueeze(0)
+    return made
 
 
 def split_dense(x: Tensor, sizes: Sequence[int], dim: int, *, copy: bool = False) -> list[Tensor]:

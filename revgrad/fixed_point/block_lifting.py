@@ -65,7 +65,8 @@ class BlockLifting:
             matrix: The matrix. The factors are computed on the CPU, in float64.
             dtype: The type in which products are computed.
         """
-        rest = matrix.detach().to("cpu", torch.float64)
+        device = torch.device("cpu") if has_data(matrix) else matrix.device
+        rest = matrix.detach().to(device, torch.float64)
         levels = []
         while (n := rest.shape[0]) > 1:
             p = n // 2
@@ -108,7 +109,7 @@ def _split(q: Tensor, p: int) -> tuple[tuple[Tensor, ...], Tensor]:
     upper, lower = q[:p, p:], q[p:, p:]
     upper = upper + tangent @ lower
     rest = lower - sine @ upper
-    wide = torch.zeros(p, q.shape[0] - p, dtype=q.dtype)
+    wide = q.new_zeros(p, q.shape[0] - p)
     wide[:, :p] = polar
     left = rest.clone()
     left[:p] = polar @ rest[:p]
