@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -79,16 +80,17 @@ def _norms(size: tuple[int, ...], dtype: torch.dtype, last: bool, device: str) -
     what = _named(size, dtype, last)
     channels = size[1]
     w, b = (torch.rand(channels, device=device).requires_grad_() for _ in range(2))
-    own = [t.detach().to(dtype).requires_grad_() for t in (w, b)]  # eager wants one type
+    # Eager wants one type.
+    v, c = (t.detach().to(dtype).requires_grad_() for t in (w, b))
 
     def ours(x: Tensor) -> Tensor:
         return norm_act(x, w, b, activation="leaky_relu", slope=SLOPE)
 
     def instance(x: Tensor) -> Tensor:
-        return F.leaky_relu(F.instance_norm(x, weight=own[0], bias=own[1]), SLOPE)
+        return F.leaky_relu(F.instance_norm(x, weight=v, bias=c), SLOPE)
 
     def group(x: Tensor) -> Tensor:
-        return F.leaky_relu(F.group_norm(x, channels, *own), SLOPE)
+        return F.leaky_relu(F.group_norm(x, channels, v, c), SLOPE)
 
     goal = {(torch.float32, False): 1.6, (torch.bfloat16, True): 2.0}.get((dtype, last))
     rivals = {"instance norm": instance, "GroupNorm(C, C)": group}
@@ -108,7 +110,7 @@ def _norms(size: tuple[int, ...], dtype: torch.dtype, last: bool, device: str) -
         "clone",
         x.clone,
         _with_backward(ours, dy, leaf, w, b),
-        {name: _with_backward(f, dy, leaf, *own) for name, f in rivals.items()},
+        {name: _with_backward(f, dy, leaf, v, c) for name, f in rivals.items()},
         5.0 if dtype == torch.float32 else None,
     )
     yield from _updates(x, w.detach(), b.detach(), what, group)
@@ -151,17 +153,14 @@ def _resampling(
         ("orthogonal_down", x, orthogonal_down, down),
         ("orthogonal_up", y, orthogonal_up, up),
     ):
+        rival = partial(conv, image, weight, stride=2, groups=channels)
         yield Case(
             name,
             what,
             "clone",
             image.clone,
-            lambda ours=ours, image=image: ours(image, q, 2),
-            {
-                "grouped convolution": lambda conv=conv, image=image: conv(
-                    image, weight, stride=2, groups=channels
-                )
-            },
+            partial(ours, image, q, 2),
+            {"grouped convolution": rival},
             1.5,
         )
 
