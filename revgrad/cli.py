@@ -34,6 +34,10 @@ COMMANDS = {
         "revgrad.benchmarks.capacity",
         "the largest batch and 3D patch that fit into a budget, such as --memory 12GB",
     ),
+    "bench kernels": (
+        "revgrad.benchmarks.kernels",
+        "what each kernel costs against copying its input and against eager PyTorch",
+    ),
     "bench reliability": (
         "revgrad.benchmarks.reliability",
         "which reversible libraries compute the right gradients, case by case",

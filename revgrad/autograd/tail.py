@@ -27,11 +27,13 @@ class Statistics(NamedTuple):
     Attributes:
         mean: Means of what is normalised together; not finite if the input is not.
         rstd: 1 / sqrt(variance + eps).
+        settings: Those of the operator.
         constant: Whether the two were given, and are not those of the input.
     """
 
     mean: Tensor
     rstd: Tensor
+    settings: Any
     constant: bool
 
 
@@ -41,8 +43,8 @@ class Tail(Protocol):
     def can_add_to(self, stream: Tensor) -> bool:
         """Whether it can for an input of the stream's shape."""
 
-    def add_to_(
-        self, stream: Tensor, x: Tensor, sign: int, fraction_bits: int | None
+    def update_(
+        self, stream: Tensor, x: Tensor, *, sign: int, fraction_bits: int | None
     ) -> Statistics:
         """Add the value at `x` to `stream` in place, or subtract it; without autograd.
 
@@ -90,10 +92,10 @@ class Cut:
             _expect_fitting(h, stream)
             if not isinstance(stream, FixedPoint):
                 result = stream.clone()
-                self.tail.add_to_(result, h, 1, None)
+                self.tail.update_(result, h, sign=1, fraction_bits=None)
                 return result
-            integers = stream.integers.clone()
-            statistics = self.tail.add_to_(integers, h, 1, stream.grid.fraction_bits)
+            integers, bits = stream.integers.clone(), stream.grid.fraction_bits
+            statistics = self.tail.update_(integers, h, sign=1, fraction_bits=bits)
             watch = current_watch()
             bound = None
             if watch is not None:
@@ -104,10 +106,10 @@ class Cut:
     def undo(self, stream: Tensor, h: Tensor) -> tuple[Tensor, Statistics]:
         """`stream` minus the value, given the tail's input, in place; without autograd."""
         with torch.no_grad():
+            numbers, bits = stream, None
             if isinstance(stream, FixedPoint):
-                bits = stream.grid.fraction_bits
-                return stream, self.tail.add_to_(stream.integers, h, -1, bits)
-            return stream, self.tail.add_to_(stream, h, -1, None)
+                numbers, bits = stream.integers, stream.grid.fraction_bits
+            return stream, self.tail.update_(numbers, h, sign=-1, fraction_bits=bits)
 
 
 def cut(module: nn.Module, stream: Tensor) -> Cut | None:
@@ -143,7 +145,7 @@ def _ends(module: nn.Module) -> Cut | None:
 def _is_tail(module: nn.Module) -> bool:
     """Whether the class that defines the module's `forward` defines what fits it, too."""
     owner = next(c for c in type(module).__mro__ if "forward" in c.__dict__)
-    return "add_to_" in owner.__dict__
+    return "update_" in owner.__dict__
 
 
 def _expect_fitting(h: Tensor, stream: Tensor) -> None:

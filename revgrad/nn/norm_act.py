@@ -22,7 +22,11 @@ from revgrad.ops.norm_act import (
 
 NORMS = ("instance", "group", "layer", "batch")
 _AFFINE = {"instance": False, "group": True, "layer": True, "batch": True}  # torch's defaults
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _BATCHED = ("instance", "batch")  # those that may keep running statistics
+
+_Maybe = Tensor | None
+_Arguments = tuple[Tensor, tuple[_Maybe, _Maybe, _Maybe, _Maybe], Settings]
 
 
 @known
@@ -90,7 +94,7 @@ class NormAct(nn.Module):
         self.num_features = num_features
         self.affine = _AFFINE[norm] if affine is None else affine
         self.spatial_dims: int | None = None
-        options = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         ones, zeros = torch.ones(shape, **options), torch.zeros(shape, **options)
         self.register_parameter("weight", nn.Parameter(ones) if self.affine else None)
         self.register_parameter("bias", nn.Parameter(zeros) if self.affine and bias else None)
@@ -98,14 +102,15 @@ class NormAct(nn.Module):
             self._register_statistics(shape if track else None, options)
 
     def _register_statistics(self, shape: tuple[int, ...] | None, options: dict[str, Any]) -> None:
-        kept = shape is not None
-        self.register_buffer("running_mean", torch.zeros(shape, **options) if kept else None)
-        self.register_buffer("running_var", torch.ones(shape, **options) if kept else None)
-        count = torch.tensor(0, dtype=torch.long, device=options["device"]) if kept else None
-        self.register_buffer("num_batches_tracked", count)
+        made: tuple[_Maybe, ...] = (None, None, None)
+        if shape is not None:
+            count = torch.tensor(0, dtype=torch.long, device=options["device"])
+            made = torch.zeros(shape, **options), torch.ones(shape, **options), count
+        for name, buffer in zip(_STATISTICS, made, strict=True):
+            self.register_buffer(name, buffer)
 
     @classmethod
-    def like(cls, module: nn.Module, activation: nn.Module | None = None) -> NormAct:
+    def like(cls, module: Any, activation: nn.Module | None = None) -> NormAct:
         """Stand for a module of torch's, with its own parameters and buffers.
 
         Args:
@@ -140,45 +145,45 @@ class NormAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise and activate."""
-        if self.norm == "layer":
-            return self._trailing(x)
         if self.norm == "instance" and x.dim() - 1 == self.spatial_dims:
-            return self.forward(x.unsqueeze(0)).squeeze(0)  # torch takes one sample without N too
-        given, spread = self._given(x)
-        settings = self._settings(x.shape[1])
-        y, mean, rstd = norm_act_with_statistics(x, self.weight, self.bias, given, spread, settings)
-        if given is None:
-            self._keep_account(x, mean, rstd)
-        return y
+            return self._of_batch(x[None])[0]  # torch takes one sample without N too
+        return self._of_batch(x)
 
-    # --- as the tail of a sub-network: see revgrad.autograd.tail ------------------------------
+    # --- as the tail of a sub-network, see revgrad.autograd.tail ------------------------------
 
     def can_add_to(self, stream: Tensor) -> bool:
         """Whether the value for an input of the stream's shape can be added to it in one pass."""
         own_axes = self.spatial_dims is None or stream.dim() == self.spatial_dims + 2
         return self.norm != "layer" and stream.dim() > 1 and own_axes
 
-    def add_to_(
-        self, stream: Tensor, x: Tensor, sign: int, fraction_bits: int | None
+    def update_(
+        self, stream: Tensor, x: Tensor, *, sign: int = 1, fraction_bits: int | None = None
     ) -> Statistics:
-        """Add the value at `x` to a stream in place, or subtract it; see `norm_act_update_`."""
-        given, spread = self._given(x)
+        """Add the result to a stream in place, or subtract it, in one pass. Without autograd.
+
+        Args:
+            stream: The shape of x; x's type or a wider one, or int32 with `fraction_bits`.
+            x: As for `forward`, with its batch axis.
+            sign: 1 adds, -1 subtracts.
+            fraction_bits: Binary digits behind the point of an int32 stream.
+
+        Returns:
+            What `gradients` needs beside the input.
+        """
+        rows, vectors, settings = self._arguments(x)
+        seen = stream if rows is x else stream.view(rows.shape)
         mean, rstd = norm_act_update_(
-            stream, x, self.weight, self.bias, given, spread, self._settings(x.shape[1]),
-            sign=sign, fraction_bits=fraction_bits,
-        )  # fmt: skip
-        if given is None:
-            self._keep_account(x, mean, rstd)
-        return Statistics(mean, rstd, given is not None)
+            seen, rows, *vectors, settings, sign=sign, fraction_bits=fraction_bits
+        )
+        self._update_statistics(x, mean, rstd)
+        return Statistics(mean, rstd, settings, constant=vectors[2] is not None)
 
     def gradients(
         self, dy: Tensor, x: Tensor, statistics: Statistics
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """The gradient of the input, and each parameter with its own."""
-        dx, *own = norm_act_backward(
-            dy, x, statistics.mean, statistics.rstd, self.weight, self.bias, statistics.constant,
-            self._settings(x.shape[1]),
-        )  # fmt: skip
+        mean, rstd, settings, constant = statistics
+        dx, *own = norm_act_backward(dy, x, mean, rstd, self.weight, self.bias, constant, settings)
         pairs = zip((self.weight, self.bias), own, strict=True)
         return dx, [(parameter, grad) for parameter, grad in pairs if parameter is not None]
 
@@ -189,10 +194,10 @@ class NormAct(nn.Module):
         """
         weight, bias = (None if t is None else t.detach() for t in (self.weight, self.bias))
         device = None if weight is None else weight.device
-        if self._uses_running_statistics() or 0 in shape:
-            return torch.full((), 0.0 if 0 in shape else math.inf, device=device)
-        together = math.prod(shape) // (self._settings(shape[1]).groups)
-        together //= 1 if self.norm == "batch" else shape[0]
+        if self._has_statistics() and not self.training:
+            return torch.full((), math.inf, device=device)
+        samples = 1 if self.norm == "batch" else max(1, shape[0])
+        together = math.prod(shape) // (self._settings(shape[1]).groups * samples)
         steepest = max(1.0, abs(self.slope)) if self.activation == "leaky_relu" else 1.0
         size = torch.ones((), device=device) if weight is None else weight.abs().amax().float()
         bound = math.sqrt(together) * size
@@ -200,46 +205,49 @@ class NormAct(nn.Module):
 
     # --- inside -------------------------------------------------------------------------------
 
-    def _given(self, x: Tensor) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """The running statistics where they are used, mean and rstd."""
+    def _of_batch(self, x: Tensor) -> Tensor:
+        rows, vectors, settings = self._arguments(x)
+        y, mean, rstd = norm_act_with_statistics(rows, *vectors, settings)
+        self._update_statistics(x, mean, rstd)
+        return y if rows is x else y.reshape(x.shape)
+
+    def _arguments(self, x: Tensor) -> _Arguments:
+        """What the operators take."""
+        weight, bias = self.weight, self.bias
+        if self.norm == "layer":
+            shape = _shape(self.num_features, "layer")
+            if x.shape[-len(shape) :] != shape:
+                raise ValueError(f"made for trailing axes {shape}, got x of {tuple(x.shape)}")
+            rows = x if x.dim() == 2 and len(shape) == 1 else x.reshape(-1, math.prod(shape))
+            if len(shape) > 1:
+                weight, bias = (None if t is None else t.flatten() for t in (weight, bias))
+            return rows, (weight, bias, None, None), self._settings(1)
         self._check_input(x)
-        if not self._uses_running_statistics():
-            return None, None
+        if self._has_statistics() and not self.training:
+            return x, (weight, bias, *self._running(x)), self._settings(x.shape[1], True)
+        settings = self._settings(x.shape[1], over_batch=self.norm == "batch")
+        return x, (weight, bias, None, None), settings
+
+    def _settings(self, channels: int, over_batch: bool = False) -> Settings:
+        groups = {"group": self.groups or 1, "layer": 1}.get(self.norm, channels)
+        kind = ACTIVATIONS.index(self.activation)
+        return Settings(groups, over_batch, self.eps, kind, self.slope)
+
+    def _running(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The running statistics as mean and rstd."""
         assert self.running_mean is not None and self.running_var is not None
         wide = torch.promote_types(x.dtype, torch.float32)
-        mean, variance = self.running_mean.to(wide), self.running_var.to(wide)
-        samples = 1 if self.norm == "batch" else x.shape[0]
-        return mean.expand(samples, -1), (variance + self.eps).rsqrt().expand(samples, -1)
-
-    def _uses_running_statistics(self) -> bool:
-        return self._has_statistics() and not self.training
-
-    def _keep_account(self, x: Tensor, mean: Tensor, rstd: Tensor) -> None:
-        """Note the input's own statistics among the running ones, where such are kept."""
-        if self._has_statistics() and self.track_running_stats:
-            self._update_statistics(x, mean, rstd)
+        mean, variance = (t.to(wide)[None] for t in (self.running_mean, self.running_var))
+        return mean, (variance + self.eps).rsqrt()
 
     def _has_statistics(self) -> bool:
         return self._buffers.get("running_mean") is not None
 
-    def _settings(self, channels: int) -> Settings:
-        groups = {"group": self.groups or 1, "layer": 1}.get(self.norm, channels)
-        kind = ACTIVATIONS.index(self.activation)
-        return Settings(groups, self.norm == "batch", self.eps, kind, self.slope)
-
-    def _trailing(self, x: Tensor) -> Tensor:
-        shape = _shape(self.num_features, "layer")
-        if x.shape[-len(shape) :] != shape:
-            raise ValueError(f"made for trailing axes {shape}, got x of {tuple(x.shape)}")
-        rows = x.reshape(-1, torch.Size(shape).numel())
-        weight, bias = (None if t is None else t.flatten() for t in (self.weight, self.bias))
-        y = norm_act_with_statistics(rows, weight, bias, None, None, self._settings(1))[0]
-        return y.reshape(x.shape)
-
     @torch.no_grad()
     def _update_statistics(self, x: Tensor, mean: Tensor, rstd: Tensor) -> None:
-        """Move towards the mean over samples of the statistics, the variance unbiased."""
-        if x.numel() == 0:
+        """In training, move towards the mean over samples, the variance unbiased."""
+        tracked = self.training and self._has_statistics() and self.track_running_stats
+        if not tracked or x.numel() == 0:
             return
         assert self.running_mean is not None and self.running_var is not None
         share: float | Tensor = self.momentum or 0.0
@@ -277,7 +285,7 @@ class NormAct(nn.Module):
         return ", ".join([*parts, f"affine={self.affine}"])
 
 
-_NORMS: dict[type[nn.Module], str] = {
+_NORMS: dict[type, str] = {
     nn.InstanceNorm1d: "instance",
     nn.InstanceNorm2d: "instance",
     nn.InstanceNorm3d: "instance",
@@ -302,7 +310,7 @@ _ACTIVATIONS: dict[type[nn.Module], Activation] = {
 }
 
 
-def norm_of(module: nn.Module) -> str | None:
+def norm_of(module: object) -> str | None:
     """The norm that a module of torch's computes; None for others, subclasses too."""
     return _NORMS.get(type(module))
 
@@ -316,7 +324,7 @@ def activation_of(module: nn.Module | None) -> Activation | None:
     return _ACTIVATIONS.get(type(module))
 
 
-def _spatial_dims(module: nn.Module) -> int | None:
+def _spatial_dims(module: object) -> int | None:
     found = [d for d in (1, 2, 3) if type(module).__name__.endswith(f"Norm{d}d")]
     return found[0] if found else None
 

@@ -51,13 +51,13 @@ def results(net, x, grad):
 def uses(monkeypatch):
     """Counts how often a value was added or subtracted in one pass."""
     found = []
-    original = NormAct.add_to_
+    original = NormAct.update_
 
-    def counted(self, stream, x, sign, fraction_bits):
+    def counted(self, stream, x, *, sign, fraction_bits):
         found.append(sign)
-        return original(self, stream, x, sign, fraction_bits)
+        return original(self, stream, x, sign=sign, fraction_bits=fraction_bits)
 
-    monkeypatch.setattr(NormAct, "add_to_", counted)
+    monkeypatch.setattr(NormAct, "update_", counted)
     return found
 
 
