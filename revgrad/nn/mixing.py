@@ -126,22 +126,37 @@ def _product(matrix: Tensor, streams: State, into: State | None = None) -> State
         shaped = (m.to(x.dtype).view(x.shape) for m, x in zip(parts, streams, strict=True))
         return tuple(dense(m, dense_format(x)) for m, x in zip(shaped, streams, strict=True))
     made = into or tuple(torch.empty_like(x) for x in streams)
+    targets = tuple(x.view(_flat(x)) for x in made)  # never a copy, which would be lost
     with full_precision(matrix.device):
-        targets = tuple(x.view(_flat(x)) for x in made)  # never a copy, which would be lost
         for source, target in zip(_pieces(streams), _pieces(targets), strict=True):
-            _put_rows(target, matrix @ _rows(source).to(wide))
+            _mix_piece(matrix, tuple(x.to(wide) for x in source), target)
     return made
+
+
+def _mix_piece(matrix: Tensor, source: State, target: State) -> None:
+    """The product for pieces (N, C, pixels), which may be the same."""
+    (x1, x2), first = source, source[0].shape[1]
+    # bmm, because which way matmul goes depends on whether the matrix requires a gradient.
+    by_sample = matrix.detach().expand(x1.shape[0], -1, -1)
+    of_first, of_second = by_sample[..., :first], by_sample[..., first:]
+    if x1.stride(1) == 1:  # channels-last: what is computed lies in memory alike
+        mixed = torch.bmm(x1.mT, of_first.mT).baddbmm_(x2.mT, of_second.mT).mT
+    else:
+        mixed = torch.bmm(of_first, x1).baddbmm_(of_second, x2)
+    target[0].copy_(mixed[:, :first])
+    target[1].copy_(mixed[:, first:])
 
 
 def _outer(grads: State, inputs: State, dtype: torch.dtype) -> Tensor:
     """The gradient of the matrix: the sum over all pixels of gradient times input."""
     wide = torch.promote_types(inputs[0].dtype, dtype)
+    total: Any = 0
     with full_precision(inputs[0].device):
-        products = (
-            _rows(dy).to(wide) @ _rows(x).to(wide).mT
-            for dy, x in zip(_pieces(grads), _pieces(inputs), strict=True)
-        )
-        return sum(products, start=torch.zeros((), dtype=wide, device=inputs[0].device))
+        for dy, x in zip(_pieces(grads), _pieces(inputs), strict=True):
+            blocks = [[(d.to(wide) @ v.to(wide).mT).sum(0) for v in x] for d in dy]
+            total = total + torch.cat([torch.cat(row, 1) for row in blocks])
+    result: Tensor = total
+    return result
 
 
 def _pieces(streams: State) -> Iterator[State]:
