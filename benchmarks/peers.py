@@ -28,6 +28,7 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from revgrad import AdditiveCoupling, ReversibleSequence
+from revgrad.nn import fuse
 
 Couplings = Sequence[tuple[nn.Module, nn.Module]]
 Streams = tuple[Tensor, Tensor]
@@ -135,6 +136,29 @@ def _compiled(couplings: Couplings) -> nn.Module:
     return cast(nn.Module, torch.compile(_Streams(couplings), dynamic=False))
 
 
+def _plain_group(couplings: Couplings) -> nn.Module:
+    net = _Streams(couplings)
+    for parent in list(net.modules()):
+        for name, module in parent.named_children():
+            if isinstance(module, nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d):
+                setattr(parent, name, _as_group_norm(module))
+    return net
+
+
+def _as_group_norm(norm: nn.Module) -> nn.GroupNorm:
+    """The same function with the same parameters."""
+    made = nn.GroupNorm(norm.num_features, norm.num_features, norm.eps, affine=False)  # type: ignore[arg-type]
+    made.weight, made.bias = norm.weight, norm.bias  # type: ignore[assignment]
+    return made
+
+
+def _fused(couplings: Couplings) -> Couplings:
+    for pair in couplings:
+        for module in pair:
+            fuse(module)
+    return couplings
+
+
 # --- reversible libraries -----------------------------------------------------------------------
 
 
@@ -194,6 +218,16 @@ ADAPTORS: Mapping[str, Adaptor] = {
     "plain": Adaptor(_plain, "ordinary autograd, streams split once"),
     "revgrad": Adaptor(_revgrad, "ReversibleSequence of AdditiveCoupling"),
     "revgrad-exact": Adaptor(revgrad_exact, 'the same with arithmetic="exact"'),
+    "plain-group": Adaptor(
+        _plain_group, "plain with GroupNorm(C, C), the faster twin, in the place of instance norm"
+    ),
+    "plain-fused": Adaptor(lambda pairs: _plain(_fused(pairs)), "plain, fused by revgrad.nn.fuse"),
+    "revgrad-fused": Adaptor(
+        lambda pairs: _revgrad(_fused(pairs)), "revgrad, fused by revgrad.nn.fuse"
+    ),
+    "revgrad-exact-fused": Adaptor(
+        lambda pairs: revgrad_exact(_fused(pairs)), "revgrad-exact, fused by revgrad.nn.fuse"
+    ),
     "checkpoint": Adaptor(_checkpoint, "torch.utils.checkpoint around each coupling"),
     "checkpoint-selective": Adaptor(
         _checkpoint_selective, "the same, but the convolutions' outputs are kept"

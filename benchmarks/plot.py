@@ -15,10 +15,15 @@ if TYPE_CHECKING:
     from revgrad.benchmarks.sequence.run import Row
     from revgrad.benchmarks.sequence.settings import Settings
 
-_OURS = {"revgrad": "#0b5c9e", "revgrad-exact": "#3fa7d6"}
+_OURS = {
+    "revgrad": "#0b5c9e",
+    "revgrad-exact": "#3fa7d6",
+    "revgrad-fused": "#08306b",
+    "revgrad-exact-fused": "#9ecae1",
+}
 # One for each of the others, in the order of the table of adaptors.
 _OTHERS = (
-    "#222222", "#d55e00", "#e69f00", "#999999", "#8c6d31", "#009e73", "#7fbf3f", "#cc79a7",
+    "#222222", "#666666", "#bbbbbb", "#d55e00", "#e69f00", "#999999", "#8c6d31", "#009e73", "#7fbf3f", "#cc79a7",
     "#9467bd",
 )  # fmt: skip
 

@@ -17,6 +17,7 @@ from torch import nn
 from revgrad.benchmarks.iunet_table1.settings import LEVELS
 from revgrad.benchmarks.peers import Availability, available
 from revgrad.models import iUNet
+from revgrad.nn import fuse
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,16 @@ def body(variant: str, channels: int, depth: int) -> nn.Module:
     return VARIANTS[variant].make(channels, depth)
 
 
-def _revgrad(channels: int, depth: int, arithmetic: str, save_memory: bool) -> nn.Module:
+def _revgrad(
+    channels: int, depth: int, arithmetic: str, save_memory: bool, fused: bool = False
+) -> nn.Module:
     widths = [channels * 2**level for level in range(LEVELS)]
     depths = [depth] * LEVELS
     options = {"block": unit, "arithmetic": arithmetic, "save_memory": save_memory}
-    return iUNet(2, 1, 1, widths, depths, **options).body  # type: ignore[arg-type]
+    net = iUNet(2, 1, 1, widths, depths, **options)  # type: ignore[arg-type]
+    if fused:
+        fuse(net)
+    return net.body
 
 
 def _iunets(channels: int, depth: int, conventional: bool) -> nn.Module:
@@ -87,6 +93,16 @@ VARIANTS: Mapping[str, Variant] = {
     "plain": Variant(partial(_revgrad, arithmetic="float", save_memory=False), "plain", _PLAIN),
     "revgrad": Variant(
         partial(_revgrad, arithmetic="float", save_memory=True), "plain", "iUNet.body"
+    ),
+    "plain-fused": Variant(
+        partial(_revgrad, arithmetic="float", save_memory=False, fused=True),
+        "plain",
+        f"{_PLAIN}, with norm and activation fused by revgrad.nn.fuse",
+    ),
+    "revgrad-fused": Variant(
+        partial(_revgrad, arithmetic="float", save_memory=True, fused=True),
+        "plain",
+        "iUNet.body, fused, against plain without fusion",
     ),
     "plain-exact": Variant(
         partial(_revgrad, arithmetic="exact", save_memory=False),

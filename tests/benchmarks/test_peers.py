@@ -11,7 +11,10 @@ from revgrad.benchmarks import peers
 from revgrad.benchmarks.peers import ADAPTORS, available
 
 SLOW = {"compiled"}
-ROUNDS = {"revgrad-exact"}  # its streams have 20 binary digits behind the point
+ROUNDS = {
+    "revgrad-exact",
+    "revgrad-exact-fused",
+}  # its streams have 20 binary digits behind the point
 
 
 def adaptors():
