@@ -57,18 +57,17 @@ inline Target<T> added_to(void* stream, Store kind, int sign, int fraction_bits)
 
 template <int K, class T, int V, class Walk, class AffineOf, class A>
 __device__ void activate_units(Unit<T, V> (&units)[K], Walk walk, AffineOf affine_of,
-                               Activation kind, A slope) {
-  for_activation(kind, [&](auto activation) {
+                               Activation kind, A given_slope) {
+  const A slope = slope_below_zero(kind, given_slope);
+  for_activation<true>(kind, [&](auto activation) {
+    constexpr Activation kKind = decltype(activation)::value;
+    for_units<kKind>(units, units, walk, [&](Unit<T, V>& unit, Unit<T, V>&) {
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
-      if (walk.valid())
-#pragma unroll
-        for (int v = 0; v < V; ++v) {
-          const A z = normalised(static_cast<A>(units[k].get(v)), affine_of(walk, v));
-          units[k].set(v, static_cast<T>(activate<decltype(activation)::value>(z, slope)));
-        }
-      walk.next();
-    }
+      for (int v = 0; v < V; ++v) {
+        const A z = normalised(static_cast<A>(unit.get(v)), affine_of(walk, v));
+        unit.set(v, static_cast<T>(activate<kKind>(z, slope)));
+      }
+    });
   });
 }
 
@@ -129,7 +128,7 @@ __device__ void store_units(const Unit<T, V> (&units)[K], Walk walk, const Targe
 
 // How many units a thread holds: of a whole statistic, and of an image that it walks through.
 template <int V>
-constexpr int kHeld = V == 1 ? 16 : 8;
+constexpr int kHeld = V == 1 ? 16 : V == 8 ? 4 : 8;
 template <int V>
 constexpr int kBatch = V == 1 ? 8 : V == 8 ? 2 : 4;
 
@@ -369,6 +368,10 @@ struct NormPlan {
   Partials partials;
 };
 
+inline int units_held(int unit) {
+  return unit == 1 ? kHeld<1> : unit == 8 ? kHeld<8> : kHeld<4>;
+}
+
 // The neighbours in memory that are alike: a plane's pixels, or the channels of a pixel.
 inline int64_t neighbours(const Norm& n) {
   if (is_flat(n)) return n.per_group();
@@ -396,7 +399,7 @@ inline NormPlan norm_plan(const Norm& n, int wide, bool given) {
   NormPlan p{};
   p.unit = unit_of(n, wide);
   p.sets = sets_of(n);
-  const int held = p.unit == 1 ? kHeld<1> : kHeld<2>;  // as many for every other unit
+  const int held = units_held(p.unit);
   const int64_t units = p.sets.size() / p.unit;
   const bool in_sets = !n.channels_last || is_flat(n);
   p.held = in_sets && units <= kMostThreads * held && (is_flat(n) || !given);

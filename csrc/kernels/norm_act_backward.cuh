@@ -49,24 +49,22 @@ RG_FN GradPoint<A> grad_point(const NormCall<A>& call, int64_t channel, int64_t 
           shifts == nullptr ? none : shifts[set]};
 }
 
-// Calls f(k, v, point, dz, h) for every number at hand.
+// Calls f(v, unit of x, point, dz, h) for every number at hand.
 template <int K, class D, class T, int V, class Walk, class PointOf, class A, class F>
-__device__ void for_gradients(const Unit<D, V> (&dy)[K], const Unit<T, V> (&x)[K], Walk walk,
+__device__ void for_gradients(Unit<D, V> (&dy)[K], Unit<T, V> (&x)[K], Walk walk,
                               PointOf point_of, const NormCall<A>& call, F f) {
-  for_activation(call.activation, [&](auto activation) {
+  const A below = slope_below_zero(call.activation, call.slope);
+  for_activation<false>(call.activation, [&](auto activation) {
+    constexpr Activation kKind = decltype(activation)::value;
+    for_units<kKind>(dy, x, walk, [&](const Unit<D, V>& gradients, Unit<T, V>& unit) {
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
-      if (walk.valid())
-#pragma unroll
-        for (int v = 0; v < V; ++v) {
-          const GradPoint<A> p = point_of(walk, v);
-          const A number = static_cast<A>(x[k].get(v));
-          const A slope = activation_slope<decltype(activation)::value>(
-              normalised(number, p.affine), call.slope);
-          f(k, v, p, static_cast<A>(dy[k].get(v)) * slope, p.h(number));
-        }
-      walk.next();
-    }
+      for (int v = 0; v < V; ++v) {
+        const GradPoint<A> p = point_of(walk, v);
+        const A number = static_cast<A>(unit.get(v));
+        const A slope = activation_slope<kKind>(normalised(number, p.affine), below);
+        f(v, unit, p, static_cast<A>(gradients.get(v)) * slope, p.h(number));
+      }
+    });
   });
 }
 
@@ -95,11 +93,11 @@ __device__ void write_units(const Unit<T, V> (&units)[K], Walk walk, T* to, bool
 
 // dx in the place of x.
 template <int K, class D, class T, int V, class Walk, class PointOf, class A>
-__device__ void to_dx(const Unit<D, V> (&dy)[K], Unit<T, V> (&x)[K], const Walk& walk,
+__device__ void to_dx(Unit<D, V> (&dy)[K], Unit<T, V> (&x)[K], const Walk& walk,
                       PointOf point_of, const NormCall<A>& call) {
   for_gradients(dy, x, walk, point_of, call,
-                [&](int k, int v, const GradPoint<A>& p, A dz, A h) {
-                  x[k].set(v, static_cast<T>(p.dx(dz, h)));
+                [&](int v, Unit<T, V>& unit, const GradPoint<A>& p, A dz, A h) {
+                  unit.set(v, static_cast<T>(p.dx(dz, h)));
                 });
 }
 
@@ -118,8 +116,9 @@ __global__ void __launch_bounds__(kMostThreads)
   const int64_t set = here ? mine : 0;
   const int size = static_cast<int>(sets.size() / V);
   const Walk walk(sets, set, team.lane(), here ? size : 0, width);
-  Unit<D, V> dy[kGradHeld<V>];
-  Unit<T, V> x[kGradHeld<V>];
+  constexpr int K = kGradHeld<V>;
+  Unit<D, V> dy[K];
+  Unit<T, V> x[K];
   get_units(dy, images.dy, walk, images.wide);
   get_units(x, images.x, walk, images.wide);
   const A mean = call.mean[set], rstd = call.rstd[set];
@@ -128,7 +127,7 @@ __global__ void __launch_bounds__(kMostThreads)
     return GradPoint<A>{call.affine(w.channel(v), mean, rstd), rstd, shift};
   };
   for_gradients(dy, x, walk, point_of, call,
-                [&](int, int, const GradPoint<A>& p, A dz, A h) {
+                [&](int, const Unit<T, V>&, const GradPoint<A>& p, A dz, A h) {
                   sum.plain += dz;
                   sum.by_h += dz * h;
                   weighted.plain += p.affine.scale * dz;
@@ -169,7 +168,7 @@ __global__ void __launch_bounds__(kNormThreads, 4)
     get_units(x, images.x, s.walk, images.wide);
     for_gradients(
         dy, x, s.walk, [&](const LineWalk&, int) { return point; }, call,
-        [&](int, int, const GradPoint<A>&, A dz, A h) {
+        [&](int, const Unit<T, V>&, const GradPoint<A>&, A dz, A h) {
           sum.plain += dz;
           sum.by_h += dz * h;
         });
@@ -193,36 +192,47 @@ __device__ void gather_sums(A (&values)[N], const Columns& c, int down, A* share
   }
 }
 
-// sums[sample][piece][channel]: of pieces of columns. Where `by_row`, each row is a sample.
-template <class T, class D, int V>
+// What V channels of a pixel are differentiated with, by the statistics of one sample.
+template <int V, class A>
+__device__ void set_points(GradPoint<A> (&points)[V], const NormCall<A>& call, int64_t sample,
+                           int64_t channel, const GradSums<A>* shifts) {
+#pragma unroll
+  for (int v = 0; v < V; ++v)
+    points[v] =
+        grad_point<A>(call, channel + v, call.norm.statistic(sample, channel + v), shifts);
+}
+
+// sums[sample][piece][channel]: of pieces of columns. Where ByRow, each row is a sample, and its V
+// channels are of one statistic.
+template <class T, class D, int V, bool ByRow>
 __global__ void __launch_bounds__(kNormThreads, 2)
-    sums_of_columns(GradImages<D, T> images, NormCall<Acc<T>> call, Columns columns, bool by_row,
+    sums_of_columns(GradImages<D, T> images, NormCall<Acc<T>> call, Columns columns,
                     GradSums<Acc<T>>* sums) {
   using A = Acc<T>;
-  constexpr int K = kGradBatch<V>;
+  constexpr int K = ByRow ? 1 : kGradBatch<V>;
   __shared__ A shared[2 * V * kNormThreads];
   ColumnSite s = column_site<V>(columns, blockIdx.x);
-  GradPoint<A> points[V];
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-    const int64_t channel = s.active ? s.channel + v : 0;
-    points[v] = grad_point<A>(call, channel, call.norm.statistic(s.sample, channel), nullptr);
-  }
-  const auto point_of = [&](const LineWalk& walk, int v) {
-    if (!by_row) return points[v];
-    return grad_point<A>(call, s.channel + v, call.norm.statistic(walk.row, s.channel), nullptr);
-  };
+  GradPoint<A> points[V] = {};
   A sum[2 * V] = {};
+  if constexpr (!ByRow)
+    if (s.active) set_points<V, A>(points, call, s.sample, s.channel, nullptr);
   for (; s.walk.valid(); s.walk.advance(K)) {
     Unit<D, V> dy[K];
     Unit<T, V> x[K];
     get_units(dy, images.dy, s.walk, images.wide);
     get_units(x, images.x, s.walk, images.wide);
-    for_gradients(dy, x, s.walk, point_of, call,
-                  [&](int, int v, const GradPoint<A>&, A dz, A h) {
-                    sum[v] += dz;
-                    sum[V + v] += dz * h;
-                  });
+    if constexpr (ByRow) {
+      const int64_t set = call.norm.statistic(s.walk.row, s.channel);
+#pragma unroll
+      for (int v = 0; v < V; ++v)
+        points[v] = grad_point<A>(call, s.channel + v, set, nullptr);
+    }
+    for_gradients(
+        dy, x, s.walk, [&](const LineWalk&, int v) { return points[v]; }, call,
+        [&](int v, const Unit<T, V>&, const GradPoint<A>&, A dz, A h) {
+          sum[v] += dz;
+          sum[V + v] += dz * h;
+        });
   }
   gather_sums(sum, columns, s.down, shared);
   if (!s.active || s.down > 0) return;
@@ -297,10 +307,7 @@ __global__ void __launch_bounds__(kNormThreads, 2)
   ColumnSite s = column_site<V>(columns, block_from_the_end());
   if (!s.walk.valid()) return;
   GradPoint<A> points[V];
-#pragma unroll
-  for (int v = 0; v < V; ++v)
-    points[v] = grad_point<A>(call, s.channel + v,
-                              call.norm.statistic(s.sample, s.channel + v), shifts);
+  set_points(points, call, s.sample, s.channel, shifts);
   for (; s.walk.valid(); s.walk.advance(kGradBatch<V>)) {
     Unit<D, V> dy[kGradBatch<V>];
     Unit<T, V> x[kGradBatch<V>];
@@ -370,9 +377,12 @@ void launch_grad_sums(const GradImages<D, T>& images, const GradPlan& p,
   if (p.teams.held)
     RG_LAUNCH((grad_sets<T, D, V>), static_cast<unsigned>(p.teams.blocks), p.teams.threads, 0,
               stream, images, call, p.teams.sets, sums, p.teams.width);
-  if (p.columns.blocks() > 0)
-    RG_LAUNCH((sums_of_columns<T, D, V>), static_cast<unsigned>(p.columns.blocks()), kNormThreads,
-              0, stream, images, call, p.columns, p.by_row, sums);
+  if (p.columns.blocks() > 0 && p.by_row)
+    RG_LAUNCH((sums_of_columns<T, D, V, true>), static_cast<unsigned>(p.columns.blocks()),
+              kNormThreads, 0, stream, images, call, p.columns, sums);
+  else if (p.columns.blocks() > 0)
+    RG_LAUNCH((sums_of_columns<T, D, V, false>), static_cast<unsigned>(p.columns.blocks()),
+              kNormThreads, 0, stream, images, call, p.columns, sums);
   else if (p.planes.count > 0 && p.planes.blocks() > 0)
     RG_LAUNCH((sums_of_planes<T, D, V>), static_cast<unsigned>(p.planes.blocks()), kNormThreads,
               0, stream, images, call, p.planes, sums);

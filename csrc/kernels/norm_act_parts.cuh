@@ -403,20 +403,54 @@ __device__ ColumnSite column_site(const Columns& c, int64_t block) {
   return s;
 }
 
-// Calls f with the activation as a constant, f.value.
+// Calls f with the activation as a constant, f.value. No activation is the leaky ReLU of slope 1;
+// for its derivative, which does not tell 0 from -0, the ReLU is that of slope 0.
 template <Activation kind>
 struct ActivationIs {
   static constexpr Activation value = kind;
 };
 
-template <class F>
+template <bool Relu, class F>
 __device__ void for_activation(Activation kind, F f) {
-  switch (kind) {
-    case Activation::none: return f(ActivationIs<Activation::none>());
-    case Activation::relu: return f(ActivationIs<Activation::relu>());
-    case Activation::leaky_relu: return f(ActivationIs<Activation::leaky_relu>());
-    case Activation::silu: return f(ActivationIs<Activation::silu>());
-    case Activation::gelu: return f(ActivationIs<Activation::gelu>());
+  if (kind == Activation::silu) return f(ActivationIs<Activation::silu>());
+  if (kind == Activation::gelu) return f(ActivationIs<Activation::gelu>());
+  if constexpr (Relu)
+    if (kind == Activation::relu) return f(ActivationIs<Activation::relu>());
+  f(ActivationIs<Activation::leaky_relu>());
+}
+
+template <class A>
+RG_FN A slope_below_zero(Activation kind, A slope) {
+  return kind == Activation::none ? A(1) : kind == Activation::relu ? A(0) : slope;
+}
+
+template <int K, class U>
+RG_FN void rotate(U (&units)[K]) {
+  const U first = units[0];
+#pragma unroll
+  for (int k = 1; k < K; ++k) units[k - 1] = units[k];
+  units[K - 1] = first;
+}
+
+// Calls f(a[k], b[k]) for the units of a walk, which goes along. Registers have no addresses, so
+// loops over them are unrolled; where the activation is long, units come to the first place in
+// turn instead, or the code would be too.
+template <Activation kind, int K, class U, class W, class Walk, class F>
+__device__ void for_units(U (&a)[K], W (&b)[K], Walk& walk, F f) {
+  if constexpr (kind == Activation::silu || kind == Activation::gelu) {
+#pragma unroll 1
+    for (int k = 0; k < K; ++k) {
+      if (walk.valid()) f(a[0], b[0]);
+      rotate(a);
+      if (static_cast<void*>(a) != static_cast<void*>(b)) rotate(b);
+      walk.next();
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      if (walk.valid()) f(a[k], b[k]);
+      walk.next();
+    }
   }
 }
 
