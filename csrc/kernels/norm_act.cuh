@@ -414,7 +414,7 @@ inline NormPlan norm_plan(const Norm& n, int wide, bool given) {
     p.columns = columns_of(n, n.over_batch, p.unit, held);
     p.partials = {p.sets.count, n.groups, p.columns.cut.count, n.per_group(), n.channels};
   }
-  p.width = p.partials.size() <= 2 * kWarp ? power_of_two(p.partials.size(), kWarp) : kNormThreads;
+  p.width = width_for_terms(p.partials.size());
   p.blocks = ratio_up(p.sets.count, kNormThreads / p.width);
   return p;
 }

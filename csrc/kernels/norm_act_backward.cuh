@@ -241,24 +241,31 @@ __global__ void __launch_bounds__(kNormThreads, 2)
   for (int v = 0; v < V; ++v) sums[at + v] = {sum[v], sum[V + v]};
 }
 
+// How many blocks of total_sums there are for channels and for statistics, and how wide their teams.
+struct TotalBlocks {
+  int64_t of_channels, of_sets;
+  int channel_width, set_width;
+};
+
 // dweight and dbias of every channel, then the shifts of `sets` statistics; one team each.
 template <class A>
 __global__ void __launch_bounds__(kNormThreads)
-    total_sums(const GradSums<A>* sums, SumsLayout layout, NormCall<A> call, int64_t sets,
-               A* dweight, A* dbias, GradSums<A>* shifts, int width) {
+    total_sums(const GradSums<A>* sums, SumsLayout layout, NormCall<A> call, TotalBlocks blocks,
+               int64_t sets, A* dweight, A* dbias, GradSums<A>* shifts) {
   __shared__ A shared[2 * kWarp];
-  const Team<A> team{width, shared};
+  const bool of_channel = blockIdx.x < blocks.of_channels;
+  const Team<A> team{of_channel ? blocks.channel_width : blocks.set_width, shared};
   const Norm& n = call.norm;
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * (kNormThreads / width) + team.index();
-  const bool here = item < n.channels + sets, of_channel = item < n.channels;
-  const int64_t set = item - n.channels;
+  const int64_t block = blockIdx.x - (of_channel ? 0 : blocks.of_channels);
+  const int64_t item = block * (kNormThreads / team.width) + team.index();
+  const bool here = item < (of_channel ? n.channels : sets);
   const int64_t channels = of_channel ? 1 : n.per_group();
-  const int64_t first = of_channel ? item : set % n.groups * n.per_group();
+  const int64_t first = of_channel ? item : item % n.groups * n.per_group();
   const bool all_samples = of_channel || n.over_batch;
-  const int64_t sample = all_samples ? 0 : set / n.groups;
+  const int64_t sample = all_samples ? 0 : item / n.groups;
   const int64_t terms = here ? (all_samples ? layout.samples : 1) * channels * layout.pieces : 0;
   GradSums<A> total{0, 0};
-  for (int64_t i = team.lane(); i < terms; i += width) {
+  for (int64_t i = team.lane(); i < terms; i += team.width) {
     const int64_t channel = first + i / layout.pieces % channels;
     const GradSums<A> term = sums[layout.at(sample + i / layout.pieces / channels, channel,
                                             i % layout.pieces)];
@@ -272,8 +279,8 @@ __global__ void __launch_bounds__(kNormThreads)
     dbias[item] = total.plain;
     dweight[item] = total.by_h;
   } else {
-    const A share = call.rstd[set] / static_cast<A>(n.per_statistic());
-    shifts[set] = {total.plain * share, total.by_h * share};
+    const A share = call.rstd[item] / static_cast<A>(n.per_statistic());
+    shifts[item] = {total.plain * share, total.by_h * share};
   }
 }
 
@@ -326,9 +333,18 @@ struct GradPlan {
   Columns columns; // for sums_of_columns
   SumsLayout layout;
   int64_t sums, shifts;  // how many
-  int width;             // of the teams of total_sums
-  int64_t blocks;        // of total_sums
+  TotalBlocks total;
 };
+
+inline TotalBlocks total_blocks(const Norm& n, const SumsLayout& layout, int64_t shifts) {
+  TotalBlocks b{};
+  b.channel_width = width_for_terms(layout.samples * layout.pieces);
+  b.set_width =
+      width_for_terms((n.over_batch ? layout.samples : 1) * n.per_group() * layout.pieces);
+  b.of_channels = ratio_up(n.channels, kNormThreads / b.channel_width);
+  b.of_sets = ratio_up(shifts, kNormThreads / b.set_width);
+  return b;
+}
 
 inline void grad_sums_plan(GradPlan& p, const Norm& n, int held) {
   if (n.channels_last) {
@@ -357,11 +373,7 @@ inline GradPlan grad_plan(const Norm& n, int wide, bool constant) {
   if (p.teams.held) set_teams(p.teams, units, held);
   grad_sums_plan(p, n, 2 * held);
   p.shifts = p.teams.held || constant ? 0 : n.statistics();
-  const int64_t of_channel = p.layout.samples * p.layout.pieces;
-  const int64_t of_set = p.shifts == 0 ? 0 : n.per_group() * p.layout.pieces;
-  const int64_t terms = of_channel > of_set ? of_channel : of_set;
-  p.width = terms <= 2 * kWarp ? power_of_two(terms, kWarp) : kNormThreads;
-  p.blocks = ratio_up(n.channels + p.shifts, kNormThreads / p.width);
+  p.total = total_blocks(n, p.layout, p.shifts);
   return p;
 }
 
@@ -398,9 +410,9 @@ void launch_grad_units(GradImages<D, T> images, const GradPlan& p, const NormCal
   images.wide = V == 1 || (is_aligned<D, V>(images.dy) && is_aligned<T, V>(images.x) &&
                            is_aligned<T, V>(images.dx));
   launch_grad_sums<T, D, V>(images, p, call, scratch, stream);
-  RG_LAUNCH(total_sums<A>, static_cast<unsigned>(p.blocks), kNormThreads, 0, stream,
-            static_cast<const GradSums<A>*>(scratch), p.layout, call, p.shifts, dweight, dbias,
-            shifts, p.width);
+  RG_LAUNCH(total_sums<A>, static_cast<unsigned>(p.total.of_channels + p.total.of_sets),
+            kNormThreads, 0, stream, static_cast<const GradSums<A>*>(scratch), p.layout, call,
+            p.total, p.shifts, dweight, dbias, shifts);
   if (p.teams.held || n.size() == 0) return;
   if (n.channels_last) {
     const Columns c = columns_of(n, n.over_batch, V, 4 * kGradBatch<V>);

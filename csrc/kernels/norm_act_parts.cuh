@@ -295,6 +295,11 @@ inline int power_of_two(int64_t at_least, int most) {
   return n;
 }
 
+// Of a team that adds up so many terms.
+inline int width_for_terms(int64_t terms) {
+  return terms <= 2 * kWarp ? power_of_two(terms, kWarp) : kNormThreads;
+}
+
 // Blocks of kNormThreads over the planes of a contiguous image: narrow teams with a plane each, or
 // the whole block with a piece of one.
 struct Planes {

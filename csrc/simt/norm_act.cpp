@@ -122,8 +122,10 @@ pybind11::dict backward_plan(const std::string& dtype, const std::vector<int64_t
   d["pieces"] = p.layout.pieces;
   d["sums"] = p.sums;
   d["shifts"] = p.shifts;
-  d["width"] = p.width;
-  d["blocks"] = p.blocks;
+  d["channel_blocks"] = p.total.of_channels;
+  d["set_blocks"] = p.total.of_sets;
+  d["channel_width"] = p.total.channel_width;
+  d["set_width"] = p.total.set_width;
   return d;
 }
 
