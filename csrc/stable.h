@@ -28,6 +28,11 @@ inline DType dtype_of(const Tensor& t) {
   return DType::f32;
 }
 
+inline int64_t bytes_of(const Tensor& t) {  // one number
+  const DType dtype = dtype_of(t);
+  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
+}
+
 // What kernels of this type of tensor compute with, and expect matrices in.
 inline ScalarType accumulator_of(const Tensor& t) {
   return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;

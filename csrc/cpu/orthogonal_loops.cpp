@@ -44,7 +44,7 @@ template <class A, class T, int Step>
 inline void merge(const A* tile, T* row, int lanes) {
 #pragma omp simd
   for (int w = 0; w < lanes; ++w)
-    for (int s = 0; s < Step; ++s) row[w * Step + s] = static_cast<T>(tile[s * kLanes + w]);
+    for (int s = 0; s < Step; ++s) put(tile[s * kLanes + w], row[w * Step + s]);
 }
 
 template <class A, class T>
@@ -78,7 +78,7 @@ void store(const A* tile, const Rows& rows, T* to, int lanes) {
       default:
         for (int w = 0; w < lanes; ++w)
           for (int s = 0; s < rows.step; ++s)
-            row[w * rows.step + s] = static_cast<T>(out[s * kLanes + w]);
+            put(out[s * kLanes + w], row[w * rows.step + s]);
     }
   }
 }

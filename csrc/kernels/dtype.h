@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "platform.h"
 
@@ -76,6 +77,15 @@ struct Accumulator<double> {
 };
 template <class T>
 using Acc = typename Accumulator<T>::type;
+
+// Stores a number rounded to the type. g++ vectorises no loop that assigns a struct as a whole.
+template <class T, class A>
+RG_FN void put(A value, T& to) {
+  if constexpr (std::is_same_v<T, BFloat16> || std::is_same_v<T, Half>)
+    to.bits = T(static_cast<float>(value)).bits;
+  else
+    to = static_cast<T>(value);
+}
 
 }  // namespace REVGRAD_ISA
 }  // namespace revgrad

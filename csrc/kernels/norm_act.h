@@ -168,7 +168,7 @@ RG_FN A activation_slope(A z, A slope) {
 // power of two, so the product is exact. Numbers that no int32 holds give the least one.
 RG_FN int32_t round_to_grid(float y, float steps) {
   const float v = y * steps;
-#if defined(__CUDACC__)
+#if defined(__CUDACC__) || defined(__SSE4_1__)
   const float whole = rintf(v);
 #else
   // Floats from 2^23 on have no digits behind the point; smaller ones lose them in the sum.
@@ -182,7 +182,7 @@ RG_FN int32_t round_to_grid(float y, float steps) {
 
 RG_FN int32_t round_to_grid(double y, double steps) {
   const double v = y * steps;
-#if defined(__CUDACC__)
+#if defined(__CUDACC__) || defined(__SSE4_1__)
   const double whole = rint(v);
 #else
   const double size = v < 0.0 ? -v : v;

@@ -2,8 +2,10 @@
 
 from revgrad.nn.coupling import AdditiveCoupling
 from revgrad.nn.fraction_bits import FractionBits, suggest_fraction_bits
+from revgrad.nn.fuse import FuseReport, fuse
 from revgrad.nn.layer import IsometricLayer, ReversibleLayer
 from revgrad.nn.mixing import ChannelMixing
+from revgrad.nn.norm_act import NormAct
 from revgrad.nn.orthogonal import OrthogonalMatrices
 from revgrad.nn.orthogonal_resampling import OrthogonalDownsample, OrthogonalUpsample
 from revgrad.nn.resampling import (
@@ -20,10 +22,12 @@ __all__ = [
     "AdditiveCoupling",
     "ChannelMixing",
     "FractionBits",
+    "FuseReport",
     "HaarDownsample",
     "HaarUpsample",
     "IsometricLayer",
     "JoinSkip",
+    "NormAct",
     "OrthogonalDownsample",
     "OrthogonalMatrices",
     "OrthogonalUpsample",
@@ -33,5 +37,6 @@ __all__ = [
     "ReversibleSequence",
     "SplitSkip",
     "Tap",
+    "fuse",
     "suggest_fraction_bits",
 ]

@@ -1,0 +1,98 @@
+// The normalisation's loops, one table for each instruction set.
+#pragma once
+
+#include "../kernels/norm_act.h"
+#include "../tensor_types.h"
+
+namespace revgrad {
+
+// Of some numbers; how many they are is known from the geometry.
+struct Moments {
+  double mean, squares;  // sum of squared differences from the mean
+};
+
+constexpr int64_t kRun = 4096;  // numbers at most that `run` takes
+
+// Pixels whose channels lie side by side are treated as one row where there are few channels, so
+// that loops are long: lanes = pixels at a time * channels, with coefficients for each lane.
+constexpr int64_t kLanes = 256;
+RG_FN int64_t pixels_at_a_time(int64_t channels, int64_t pixels) {
+  const int64_t wanted = channels < kLanes ? kLanes / channels : 1;
+  return wanted < pixels ? wanted : pixels;
+}
+
+constexpr int64_t kColumnScratch = 5;
+
+// Where results go: into y, or added to a stream, where `steps` (of the grid, in a unit) is not 0
+// if that is fixed-point.
+enum class StreamType { none, same, f32, f64, fixed };
+struct Output {
+  void* to;
+  StreamType stream;
+  int sign;
+  double steps;
+};
+
+// One channel's, in the accumulator's type behind the pointers; one number each, or one a lane.
+struct Coefficients {
+  const void *mean, *scale, *bias;
+};
+
+// dx = gain * g - (offset + (x - mean) * drift), with the gradient g before the affine map.
+struct BackwardCoefficients {
+  const void *gain, *offset, *drift;
+};
+
+struct Shape {  // of an activation
+  Activation kind;
+  double slope;
+};
+
+struct NormActLoops {
+  Moments (*run)(DType dtype, const void* x, int64_t begin, int64_t count);
+  // One for each channel of `rows` pixels, the first number at `begin`. The scratch memory holds
+  // kColumnScratch numbers a lane.
+  void (*columns)(DType dtype, const void* x, int64_t begin, int64_t rows, int64_t channels,
+                  double* scratch, Moments* out);
+  // Numbers [begin, begin + count) of one channel; or pixels, `lanes` numbers at a time.
+  void (*apply)(DType dtype, Shape act, const void* x, int64_t begin, int64_t count,
+                int64_t lanes, const Coefficients& c, const Output& out);
+};
+
+extern const NormActLoops norm_act_loops_generic, norm_act_loops_v3, norm_act_loops_v4;
+
+// Inputs of the backward pass. `wide`: dy is of the accumulator's type.
+struct Gradient {
+  DType dtype;
+  bool wide;
+  const void *dy, *x;
+  Shape act;
+};
+
+// Samples of one pixel, each a row of channels.
+struct Rows {
+  int64_t channels, groups;
+  bool constant;              // statistics
+  const void *mean, *rstd;    // (samples, groups)
+  const void *weight, *bias;  // a number a channel
+};
+
+struct NormActBackwardLoops {
+  // Adds to sums[0] the gradients g before the affine map, to sums[1] those times (x - mean).
+  void (*sums)(const Gradient& g, int64_t begin, int64_t count, const Coefficients& c,
+               double* sums);
+  // The same for each channel of `rows` pixels, in sums[2 * channel] and sums[2 * channel + 1].
+  void (*column_sums)(const Gradient& g, int64_t begin, int64_t rows, int64_t channels,
+                      const Coefficients& c, double* scratch, double* sums);
+  void (*apply)(const Gradient& g, int64_t begin, int64_t count, int64_t lanes,
+                const Coefficients& c, const BackwardCoefficients& b, void* dx);
+  // Writes dx of samples [first, last) of one pixel each, and adds the gradients of bias and
+  // weight to sums[2 * channel] and sums[2 * channel + 1].
+  void (*rows)(const Gradient& g, const Rows& rows, int64_t first, int64_t last, double* scratch,
+               void* dx, double* sums);
+};
+
+extern const NormActBackwardLoops norm_act_backward_loops_generic, norm_act_backward_loops_v3,
+    norm_act_backward_loops_v4;
+
+}  // namespace revgrad
