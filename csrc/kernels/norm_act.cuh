@@ -157,19 +157,19 @@ __device__ Moments<A> moments_of(const Unit<T, V> (&units)[K], int count) {
 }
 
 // One team a statistic, which its registers hold.
-template <class T, int V>
+template <class T, int V, bool Flat>
 __global__ void __launch_bounds__(kMostThreads)
     norm_sets(const T* x, bool wide, NormCall<Acc<T>> call, Sets sets, Target<T> target,
               int width) {
   using A = Acc<T>;
+  using Walk = SetWalk<V, int, Flat>;
   __shared__ A shared[2 * kWarp];
   const Team<A> team{width, shared};
   const int64_t teams = blockDim.x / static_cast<unsigned>(width);
   const int64_t mine = blockIdx.x * teams + team.index();
   const bool here = mine < sets.count;
   const int64_t set = here ? mine : 0;
-  const SetWalk<V, int> walk(sets, set, team.lane(), here ? static_cast<int>(sets.size() / V) : 0,
-                             width);
+  const Walk walk(sets, set, team.lane(), here ? static_cast<int>(sets.size() / V) : 0, width);
   Unit<T, V> units[kHeld<V>];
   get_units(units, x, walk, wide);
   A mean = 0, rstd = 0;
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(kMostThreads)
   }
   activate_units(
       units, walk,
-      [&](const SetWalk<V, int>& w, int v) { return call.affine(w.channel(v), mean, rstd); },
+      [&](const Walk& w, int v) { return call.affine(w.channel(v), mean, rstd); },
       call.activation, call.slope);
   store_units(units, walk, target);
 }
@@ -447,8 +447,9 @@ void launch_norm_units(const T* x, const NormPlan& p, const NormCall<Acc<T>>& ca
   const Norm& n = call.norm;
   const bool wide = is_aligned<T, V>(x);
   if (p.held) {
-    RG_LAUNCH((norm_sets<T, V>), static_cast<unsigned>(p.blocks), p.threads, 0, stream, x, wide,
-              call, p.sets, target, p.width);
+    const auto kernel = p.sets.flat ? norm_sets<T, V, true> : norm_sets<T, V, false>;
+    RG_LAUNCH(kernel, static_cast<unsigned>(p.blocks), p.threads, 0, stream, x, wide, call,
+              p.sets, target, p.width);
     return;
   }
   if (!call.given) launch_moments<T, V>(x, wide, p, call, scratch, stream);

@@ -101,13 +101,14 @@ __device__ void to_dx(Unit<D, V> (&dy)[K], Unit<T, V> (&x)[K], const Walk& walk,
                 });
 }
 
-// One team a statistic, which its registers hold. Leaves sums[set] unless it has many channels.
-template <class T, class D, int V>
+// One team a statistic, which its registers hold: of one channel, whose sums it leaves in
+// sums[set], or, where Flat, one number of each of many channels.
+template <class T, class D, int V, bool Flat>
 __global__ void __launch_bounds__(kMostThreads)
     grad_sets(GradImages<D, T> images, NormCall<Acc<T>> call, Sets sets, GradSums<Acc<T>>* sums,
               int width) {
   using A = Acc<T>;
-  using Walk = SetWalk<V, int>;
+  using Walk = SetWalk<V, int, Flat>;
   __shared__ A shared[2 * kWarp];
   const Team<A> team{width, shared};
   const int64_t teams = blockDim.x / static_cast<unsigned>(width);
@@ -122,25 +123,25 @@ __global__ void __launch_bounds__(kMostThreads)
   get_units(dy, images.dy, walk, images.wide);
   get_units(x, images.x, walk, images.wide);
   const A mean = call.mean[set], rstd = call.rstd[set];
-  GradSums<A> shift{0, 0}, sum{0, 0}, weighted{0, 0};
+  GradSums<A> shift{0, 0}, sum{0, 0};
   const auto point_of = [&](const Walk& w, int v) {
     return GradPoint<A>{call.affine(w.channel(v), mean, rstd), rstd, shift};
   };
   for_gradients(dy, x, walk, point_of, call,
                 [&](int, const Unit<T, V>&, const GradPoint<A>& p, A dz, A h) {
-                  sum.plain += dz;
-                  sum.by_h += dz * h;
-                  weighted.plain += p.affine.scale * dz;
-                  weighted.by_h += p.affine.scale * dz * h;
+                  const A weighted = Flat ? p.affine.scale * dz : dz;
+                  sum.plain += weighted;
+                  sum.by_h += weighted * h;
                 });
-  if (!sets.channel_by_number) {
-    team.sum(sum.plain, sum.by_h);
+  team.sum(sum.plain, sum.by_h);
+  if constexpr (!Flat) {
     if (here && team.lane() == 0) sums[set] = sum;
+    const A scale = call.affine(walk.channel(0), mean, rstd).scale;
+    sum = {scale * sum.plain, scale * sum.by_h};
   }
-  team.sum(weighted.plain, weighted.by_h);
   if (!call.given) {
     const A share = A(1) / static_cast<A>(sets.size());
-    shift = {weighted.plain * share, weighted.by_h * share};
+    shift = {sum.plain * share, sum.by_h * share};
   }
   to_dx(dy, x, walk, point_of, call);
   write_units(x, walk, images.dx, images.wide);
@@ -386,9 +387,10 @@ inline int64_t grad_scratch(const Norm& n, int wide, bool constant) {
 template <class T, class D, int V>
 void launch_grad_sums(const GradImages<D, T>& images, const GradPlan& p,
                       const NormCall<Acc<T>>& call, GradSums<Acc<T>>* sums, cudaStream_t stream) {
+  const auto of_sets = p.teams.sets.flat ? grad_sets<T, D, V, true> : grad_sets<T, D, V, false>;
   if (p.teams.held)
-    RG_LAUNCH((grad_sets<T, D, V>), static_cast<unsigned>(p.teams.blocks), p.teams.threads, 0,
-              stream, images, call, p.teams.sets, sums, p.teams.width);
+    RG_LAUNCH(of_sets, static_cast<unsigned>(p.teams.blocks), p.teams.threads, 0, stream, images,
+              call, p.teams.sets, sums, p.teams.width);
   if (p.columns.blocks() > 0 && p.by_row)
     RG_LAUNCH((sums_of_columns<T, D, V, true>), static_cast<unsigned>(p.columns.blocks()),
               kNormThreads, 0, stream, images, call, p.columns, sums);

@@ -94,10 +94,10 @@ RG_FN void get_units(Unit<T, V> (&to)[K], const T* from, const Walk& walk, bool 
 }
 
 // A contiguous image's statistics: each has `rows` stretches of `length` numbers, `pitch` apart.
-// Its first channel is followed by others from row to row, or from number to number.
+// Its first channel is followed by others from row to row, or, where `flat`, from number to number.
 struct Sets {
   int64_t count, rows, length, pitch, span, groups, per_group;
-  bool channel_by_row, channel_by_number;
+  bool channel_by_row, flat;
 
   RG_FN int64_t size() const { return rows * length; }
 };
@@ -111,23 +111,22 @@ RG_FN Sets sets_of(const Norm& n) {
   s.groups = n.groups;
   s.per_group = n.per_group();
   s.span = n.over_batch ? n.pixels : s.per_group * n.pixels;
-  s.channel_by_number = is_flat(n);
-  s.channel_by_row = !s.channel_by_number && !n.over_batch;
-  s.rows = n.over_batch ? n.batch : s.channel_by_row ? s.per_group : 1;
-  s.length = s.channel_by_number ? s.per_group : n.pixels;
+  s.flat = is_flat(n);
+  s.channel_by_row = !s.flat && !n.over_batch;
+  s.rows = n.over_batch ? n.batch : s.flat ? 1 : s.per_group;
+  s.length = s.flat ? s.per_group : n.pixels;
   s.pitch = n.over_batch ? n.channels * n.pixels : n.pixels;
   return s;
 }
 
 // Every `step`-th unit of one statistic, from `unit` to `end`.
-template <int V, class Index>
+template <int V, class Index, bool Flat = false>
 class SetWalk {
  public:
   RG_FN SetWalk(const Sets& s, int64_t set, Index unit, Index end, Index step)
       : base_(set * s.span), pitch_(s.pitch), channel_(set % s.groups * s.per_group),
         length_(static_cast<Index>(s.length / V)), unit_(unit), end_(end), step_(step),
-        row_(0), at_(unit), row_step_(0), rest_(step), by_row_(s.channel_by_row),
-        by_number_(s.channel_by_number) {
+        row_(0), at_(unit), row_step_(0), rest_(step), by_row_(s.channel_by_row) {
     if (s.rows > 1 && length_ > 0) {
       row_ = unit / length_;
       at_ = unit - row_ * length_;
@@ -145,7 +144,9 @@ class SetWalk {
     return base_ + row_ * pitch_ + static_cast<int64_t>(at_) * V;
   }
   RG_FN int64_t channel(int v) const {
-    return channel_ + (by_row_ ? row_ : 0) + (by_number_ ? static_cast<int64_t>(at_) * V + v : 0);
+    if constexpr (Flat) return channel_ + static_cast<int64_t>(at_) * V + v;
+    (void)v;
+    return by_row_ ? channel_ + row_ : channel_;
   }
   RG_FN void next() {
     unit_ += step_;
@@ -163,7 +164,7 @@ class SetWalk {
  private:
   int64_t base_, pitch_, channel_;
   Index length_, unit_, end_, step_, row_, at_, row_step_, rest_;
-  bool by_row_, by_number_;
+  bool by_row_;
 };
 
 // `left` units, `step` numbers apart; in a channels-last image each in another row.
