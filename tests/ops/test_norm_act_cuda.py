@@ -302,7 +302,7 @@ def test_an_infinite_number_stays_within_its_statistic(backend):
 class TestPlan:
     """What the launchers choose, by the function that they and the simulator share."""
 
-    SIZES = [1, 3, 31, 64, 257, 1024, 4097, 160**2, 128**3, 160**3]
+    SIZES = (1, 3, 31, 64, 257, 1024, 4097, 160**2, 128**3, 160**3)
 
     @staticmethod
     def geometry(n, c, pixels, norm, groups, last):
