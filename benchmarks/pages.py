@@ -45,8 +45,8 @@ def write(
     page: Path,
     record: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
-    draw: Callable[[], Figure],
     text: Callable[[bool], str],
+    draw: Callable[[], Figure] | None = None,
 ) -> Path:
     """Write a run's files into a folder: JSON, Markdown and, with matplotlib, a picture.
 
@@ -54,15 +54,16 @@ def write(
         page: The Markdown page; the other files stand beside it.
         record: What was run and where, for JSON.
         rows: All that was found.
-        draw: Makes the picture.
         text: Makes the page; told whether there is a picture.
+        draw: Makes the picture, if there shall be one.
 
     Returns:
         The page.
     """
     page.parent.mkdir(parents=True, exist_ok=True)
     page.with_suffix(".json").write_text(_json(record, rows), encoding="utf-8")
-    page.write_text(text(_save(draw, page.with_suffix(".png"))), encoding="utf-8")
+    picture = draw is not None and _save(draw, page.with_suffix(".png"))
+    page.write_text(text(picture), encoding="utf-8")
     return page
 
 

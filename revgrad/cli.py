@@ -25,6 +25,10 @@ COMMANDS = {
         "revgrad.benchmarks.accuracy",
         "how far gradients are off by depth, in float and in exact arithmetic",
     ),
+    "bench kernels": (
+        "revgrad.benchmarks.kernels",
+        "what each kernel costs against copying its input and against eager PyTorch",
+    ),
     "bench reliability": (
         "revgrad.benchmarks.reliability",
         "which reversible libraries compute the right gradients, case by case",

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from revgrad.ops.norm_act import ACTIVATIONS, Activation, Settings, norm_act_with_statistics
+from revgrad.ops.norm_act import (
+    ACTIVATIONS,
+    Activation,
+    Settings,
+    norm_act_update_,
+    norm_act_with_statistics,
+)
 
 NORMS = ("instance", "group", "layer", "batch")
 _AFFINE = {"instance": False, "group": True, "layer": True, "batch": True}  # torch's defaults
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _BATCHED = ("instance", "batch")  # those that may keep running statistics
+
+_Maybe = Tensor | None
+_Arguments = tuple[Tensor, tuple[_Maybe, _Maybe, _Maybe, _Maybe], Settings]
 
 
 class NormAct(nn.Module):
@@ -41,6 +52,8 @@ class NormAct(nn.Module):
     """
 
     _version = 2  # as torch's: state_dicts hold num_batches_tracked
+    weight: Tensor | None
+    bias: Tensor | None
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
@@ -77,7 +90,7 @@ class NormAct(nn.Module):
         self.num_features = num_features
         self.affine = _AFFINE[norm] if affine is None else affine
         self.spatial_dims: int | None = None
-        options = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         ones, zeros = torch.ones(shape, **options), torch.zeros(shape, **options)
         self.register_parameter("weight", nn.Parameter(ones) if self.affine else None)
         self.register_parameter("bias", nn.Parameter(zeros) if self.affine and bias else None)
@@ -85,14 +98,15 @@ class NormAct(nn.Module):
             self._register_statistics(shape if track else None, options)
 
     def _register_statistics(self, shape: tuple[int, ...] | None, options: dict[str, Any]) -> None:
-        kept = shape is not None
-        self.register_buffer("running_mean", torch.zeros(shape, **options) if kept else None)
-        self.register_buffer("running_var", torch.ones(shape, **options) if kept else None)
-        count = torch.tensor(0, dtype=torch.long, device=options["device"]) if kept else None
-        self.register_buffer("num_batches_tracked", count)
+        made: tuple[_Maybe, ...] = (None, None, None)
+        if shape is not None:
+            count = torch.tensor(0, dtype=torch.long, device=options["device"])
+            made = torch.zeros(shape, **options), torch.ones(shape, **options), count
+        for name, buffer in zip(_STATISTICS, made, strict=True):
+            self.register_buffer(name, buffer)
 
     @classmethod
-    def like(cls, module: nn.Module, activation: nn.Module | None = None) -> NormAct:
+    def like(cls, module: Any, activation: nn.Module | None = None) -> NormAct:
         """Stand for a module of torch's, with its own parameters and buffers.
 
         Args:
@@ -127,48 +141,71 @@ class NormAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise and activate."""
-        if self.norm == "layer":
-            return self._trailing(x)
         if self.norm == "instance" and x.dim() - 1 == self.spatial_dims:
-            return self.forward(x.unsqueeze(0)).squeeze(0)  # torch takes one sample without N too
+            return self._of_batch(x[None])[0]  # torch takes one sample without N too
+        return self._of_batch(x)
+
+    def update_(
+        self, stream: Tensor, x: Tensor, *, sign: int = 1, fraction_bits: int | None = None
+    ) -> None:
+        """Add the result to a stream in place, or subtract it, in one pass. Without autograd.
+
+        Args:
+            stream: The shape of x; x's type or a wider one, or int32 with `fraction_bits`.
+            x: As for `forward`, with its batch axis.
+            sign: 1 adds, -1 subtracts.
+            fraction_bits: Binary digits behind the point of an int32 stream.
+        """
+        rows, vectors, settings = self._arguments(x)
+        seen = stream if rows is x else stream.view(rows.shape)
+        mean, rstd = norm_act_update_(
+            seen, rows, *vectors, settings, sign=sign, fraction_bits=fraction_bits
+        )
+        self._update_statistics(x, mean, rstd)
+
+    def _of_batch(self, x: Tensor) -> Tensor:
+        rows, vectors, settings = self._arguments(x)
+        y, mean, rstd = norm_act_with_statistics(rows, *vectors, settings)
+        self._update_statistics(x, mean, rstd)
+        return y if rows is x else y.reshape(x.shape)
+
+    def _arguments(self, x: Tensor) -> _Arguments:
+        """What the operators take."""
+        weight, bias = self.weight, self.bias
+        if self.norm == "layer":
+            shape = _shape(self.num_features, "layer")
+            if x.shape[-len(shape) :] != shape:
+                raise ValueError(f"made for trailing axes {shape}, got x of {tuple(x.shape)}")
+            rows = x if x.dim() == 2 and len(shape) == 1 else x.reshape(-1, math.prod(shape))
+            if len(shape) > 1:
+                weight, bias = (None if t is None else t.flatten() for t in (weight, bias))
+            return rows, (weight, bias, None, None), self._settings(1)
         self._check_input(x)
         if self._has_statistics() and not self.training:
-            return self._by_running_statistics(x)
+            return x, (weight, bias, *self._running(x)), self._settings(x.shape[1], True)
         settings = self._settings(x.shape[1], over_batch=self.norm == "batch")
-        y, mean, rstd = norm_act_with_statistics(x, self.weight, self.bias, None, None, settings)
-        if self._has_statistics() and self.track_running_stats:
-            self._update_statistics(x, mean, rstd)
-        return y
-
-    def _has_statistics(self) -> bool:
-        return self.norm in _BATCHED and self.running_mean is not None
+        return x, (weight, bias, None, None), settings
 
     def _settings(self, channels: int, over_batch: bool = False) -> Settings:
         groups = {"group": self.groups or 1, "layer": 1}.get(self.norm, channels)
         kind = ACTIVATIONS.index(self.activation)
         return Settings(groups, over_batch, self.eps, kind, self.slope)
 
-    def _trailing(self, x: Tensor) -> Tensor:
-        shape = _shape(self.num_features, "layer")
-        if x.shape[-len(shape) :] != shape:
-            raise ValueError(f"made for trailing axes {shape}, got x of {tuple(x.shape)}")
-        rows = x.reshape(-1, torch.Size(shape).numel())
-        weight, bias = (None if t is None else t.flatten() for t in (self.weight, self.bias))
-        y = norm_act_with_statistics(rows, weight, bias, None, None, self._settings(1))[0]
-        return y.reshape(x.shape)
-
-    def _by_running_statistics(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
+    def _running(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The running statistics as mean and rstd."""
         assert self.running_mean is not None and self.running_var is not None
-        mean = self.running_mean.to(wide)[None]
-        rstd = (self.running_var.to(wide)[None] + self.eps).rsqrt()
-        settings = self._settings(x.shape[1], over_batch=True)
-        return norm_act_with_statistics(x, self.weight, self.bias, mean, rstd, settings)[0]
+        wide = torch.promote_types(x.dtype, torch.float32)
+        mean, variance = (t.to(wide)[None] for t in (self.running_mean, self.running_var))
+        return mean, (variance + self.eps).rsqrt()
+
+    def _has_statistics(self) -> bool:
+        return self.norm in _BATCHED and self.running_mean is not None
 
     @torch.no_grad()
     def _update_statistics(self, x: Tensor, mean: Tensor, rstd: Tensor) -> None:
-        """Move towards the mean over samples of the statistics, the variance unbiased."""
-        if x.numel() == 0:
+        """In training, move towards the mean over samples, the variance unbiased."""
+        tracked = self.training and self._has_statistics() and self.track_running_stats
+        if not tracked or x.numel() == 0:
             return
         assert self.running_mean is not None and self.running_var is not None
         share: float | Tensor = self.momentum or 0.0
@@ -206,7 +243,7 @@ class NormAct(nn.Module):
         return ", ".join([*parts, f"affine={self.affine}"])
 
 
-_NORMS: dict[type[nn.Module], str] = {
+_NORMS: dict[type, str] = {
     nn.InstanceNorm1d: "instance",
     nn.InstanceNorm2d: "instance",
     nn.InstanceNorm3d: "instance",
@@ -231,7 +268,7 @@ _ACTIVATIONS: dict[type[nn.Module], Activation] = {
 }
 
 
-def norm_of(module: nn.Module) -> str | None:
+def norm_of(module: object) -> str | None:
     """The norm that a module of torch's computes; None for others, subclasses too."""
     return _NORMS.get(type(module))
 
@@ -245,7 +282,7 @@ def activation_of(module: nn.Module | None) -> Activation | None:
     return _ACTIVATIONS.get(type(module))
 
 
-def _spatial_dims(module: nn.Module) -> int | None:
+def _spatial_dims(module: object) -> int | None:
     found = [d for d in (1, 2, 3) if type(module).__name__.endswith(f"Norm{d}d")]
     return found[0] if found else None
 

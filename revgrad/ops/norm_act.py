@@ -23,6 +23,9 @@ NORMS = ("instance", "group", "layer", "batch")
 ACTIVATIONS = ("none", "relu", "leaky_relu", "silu", "gelu")  # csrc/kernels/norm_act.h counts alike
 
 
+_Vectors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
 class Settings(NamedTuple):
     """What the operators take beside tensors.
 
@@ -92,10 +95,10 @@ def norm_act_with_statistics(
     """`norm_act`, also returning mean and rstd, float32 (float64 for float64), without gradient."""
     weight, bias, mean, rstd = _checked(x, weight, bias, mean, rstd, settings)
     if _fit(x, weight, bias, mean, rstd):
-        y, mean, rstd = _NormAct.apply(_dense(x), weight, bias, mean, rstd, settings)
+        y, *found = _NormAct.apply(_dense(x), weight, bias, mean, rstd, settings)
     else:
-        y, mean, rstd = reference(x, weight, bias, mean, rstd, settings)
-    return y, mean.detach(), rstd.detach()
+        y, *found = reference(x, weight, bias, mean, rstd, settings)
+    return y, found[0].detach(), found[1].detach()
 
 
 def norm_act_update_(
@@ -131,9 +134,9 @@ def norm_act_update_(
             return kernels.raw().norm_act_update_(
                 stream, x, weight, bias, mean, rstd, *settings, sign, fraction_bits or 0
             )
-        y, mean, rstd = norm_act_with_statistics(x, weight, bias, mean, rstd, settings)
+        y, *found = norm_act_with_statistics(x, weight, bias, mean, rstd, settings)
         update_reference_(stream, y, sign, fraction_bits)
-    return mean, rstd
+    return found[0], found[1]
 
 
 def norm_act_backward(
@@ -155,12 +158,12 @@ def norm_act_backward(
     Returns:
         dx, of x's type; dweight and dbias, (C,), float32 or float64, also without weight or bias.
     """
-    weight, bias, mean, rstd = _checked(x, weight, bias, mean, rstd, settings)
-    assert mean is not None and rstd is not None
+    weight, bias = _checked(x, weight, bias, mean, rstd, settings)[:2]
+    mean, rstd = (t.to(_accumulator(x)).contiguous() for t in (mean, rstd))
     if _fit(x, weight, bias, mean, rstd, dy):
         x = _dense(x)
         return _NormActBackward.apply(
-            _like_layout(dy, x), x, mean, rstd, weight, bias, constant, settings
+            _suited(dy, x), x, mean, rstd, weight, bias, constant, settings
         )
     return backward_reference(dy, x, mean, rstd, weight, bias, constant, settings)
 
@@ -212,8 +215,9 @@ def backward_reference(
     b = x.new_zeros(x.shape[1], dtype=wide) if bias is None else bias
 
     def forward(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        given = (mean, rstd) if constant else (None, None)
-        return reference(x, w, b, *given, settings)[0]
+        if constant:
+            return reference(x, w, b, mean, rstd, settings)[0]
+        return reference(x, w, b, None, None, settings)[0]
 
     pull: Any = torch.func.vjp(forward, x.to(wide), w, b)[1]
     dx, dw, db = pull(dy.to(wide))
@@ -274,7 +278,7 @@ def _checked(
     mean: Tensor | None,
     rstd: Tensor | None,
     settings: Settings,
-) -> tuple[Tensor | None, ...]:
+) -> _Vectors:
     """Refuse what no rule covers; returns weight, bias, mean, rstd in the accumulator's type."""
     _check_image(x)
     groups, over_batch = settings[:2]
@@ -284,9 +288,12 @@ def _checked(
     if (mean is None) != (rstd is None):
         raise ValueError("mean and rstd go together: give both or neither")
     statistics = (1 if over_batch else x.shape[0], groups)
-    vectors = {"weight": (weight, (channels,)), "bias": (bias, (channels,))}
-    vectors |= {"mean": (mean, statistics), "rstd": (rstd, statistics)}
-    return tuple(_vector(name, t, shape, x) for name, (t, shape) in vectors.items())
+    return (
+        _vector("weight", weight, (channels,), x),
+        _vector("bias", bias, (channels,), x),
+        _vector("mean", mean, statistics, x),
+        _vector("rstd", rstd, statistics, x),
+    )
 
 
 def _vector(name: str, t: Tensor | None, shape: tuple[int, ...], x: Tensor) -> Tensor | None:
@@ -350,9 +357,12 @@ def _same_layout(a: Tensor, b: Tensor) -> bool:
     return a.stride() == b.stride()
 
 
-def _like_layout(t: Tensor, x: Tensor) -> Tensor:
-    """`t` with the strides of x."""
-    return t if _same_layout(t, x) else torch.empty_like(x, dtype=t.dtype).copy_(t)
+def _suited(dy: Tensor, x: Tensor) -> Tensor:
+    """`dy` with the strides of x, and its type or the accumulator's."""
+    dtype = x.dtype if dy.dtype == x.dtype else _accumulator(x)
+    if dy.dtype == dtype and _same_layout(dy, x):
+        return dy
+    return torch.empty_like(x, dtype=dtype).copy_(dy)
 
 
 class _NormAct(torch.autograd.Function):
@@ -382,7 +392,7 @@ class _NormAct(torch.autograd.Function):
             return (None,) * 6
         x, mean, rstd, weight, bias = ctx.saved_tensors
         dx, dweight, dbias = _NormActBackward.apply(
-            _like_layout(dy, x), x, mean, rstd, weight, bias, ctx.constant, ctx.settings
+            _suited(dy, x), x, mean, rstd, weight, bias, ctx.constant, ctx.settings
         )
         needed = ctx.needs_input_grad
         dweight, dbias = (

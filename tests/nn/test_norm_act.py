@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from revgrad.fixed_point import Grid
 from revgrad.nn import NormAct
 from revgrad.ops import kernels
 
@@ -106,6 +107,24 @@ def test_half_precision_images_with_float32_parameters(last):
     want = nn.functional.leaky_relu(nn.functional.instance_norm(x.double()))
     assert y.dtype == torch.bfloat16 and y.stride() == x.stride()
     assert ((y - want).abs() <= 2**-8 * want.abs().clamp_min(0.5)).all()
+
+
+@pytest.mark.parametrize("bits", [None, 16])
+@pytest.mark.parametrize("name", MODULES)
+def test_the_update_has_the_bits_of_the_result(name, bits):
+    fused = NormAct.like(made(name, torch.float32), nn.SiLU())
+    twin = copy.deepcopy(fused)
+    x = torch.randn(3, 6, 4, 5)
+    start = torch.randint(-9, 9, x.shape, dtype=torch.int32 if bits else torch.int64)
+    stream = start.clone() if bits else start.float()
+    with torch.no_grad():
+        y = twin(x)
+    step = Grid(bits).round(y) if bits else y
+    want = stream - step
+    fused.update_(stream, x, sign=-1, fraction_bits=bits)
+    assert torch.equal(stream, want)
+    for a, b in zip(fused.buffers(), twin.buffers(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_an_empty_batch_leaves_the_running_statistics():
