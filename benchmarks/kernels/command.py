@@ -15,9 +15,8 @@ from revgrad.benchmarks.kernels.run import run
 from revgrad.benchmarks.progress import Progress
 from revgrad.ops import kernels
 
-# An image as large as the caches of today, and a volume beyond most of them. Larger than 32 MiB,
-# the C library fetches new pages from the system for every result, and clone times just that.
-_SIZES = ((1, 32, 256, 256), (1, 32, 48, 64, 64))
+# An image that stays in the caches of a large processor, and a volume that does not.
+_SIZES = ((1, 32, 256, 256), (1, 32, 64, 96, 96))
 _QUICK_SIZES = ((1, 8, 16, 16), (1, 4, 8, 8, 8))
 _MATRICES = (4, 8, 16, 32, 64, 128, 256)
 _QUICK_MATRICES = (4, 70)
@@ -31,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--matrices", nargs="+", type=int, metavar="N", help="default 4 8 16 32 64 128 256")
     add("--threads", type=int, default=torch.get_num_threads(), help="default: as PyTorch has it")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
-    add("--repeats", type=int, help="rounds, default 20")
+    add("--repeats", type=int, help="rounds, default 40")
     add("--output", type=Path, default=Path("revgrad-results"), help="default revgrad-results")
 
 
@@ -57,7 +56,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
     """Fill in what was not given."""
     sizes = args.sizes or (_QUICK_SIZES if args.quick else _SIZES)
     matrices = args.matrices or (_QUICK_MATRICES if args.quick else _MATRICES)
-    repeats = args.repeats or (2 if args.quick else 20)
+    repeats = args.repeats or (2 if args.quick else 40)
     return Plan(tuple(sizes), tuple(matrices), repeats, args.threads, args.device)
 
 

@@ -15,7 +15,8 @@ from revgrad.benchmarks.kernels.run import Row
 _INTRODUCTION = (
     "Times as multiples of a unit in the same run: `clone` of the operator's input; for "
     "`expm_skew` torch's `matrix_exp`, and our own forward pass. The contestants take turns; the "
-    "shortest time of each counts. A goal is the most that the kernel shall take."
+    "shortest time of each counts. Freed memory stays with the process, so no time goes into "
+    "fetching pages from the system. A goal is the most that the kernel shall take."
 )
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from revgrad.benchmarks.kernels.cases import Case, Plan, Run, cases
 
-# A measurement calls a function so often that it takes this long, in seconds.
-_LONG_ENOUGH = 2e-3
+# A measurement calls a function so often that it takes this long, in seconds: above the clock's
+# resolution and what a GPU needs to begin, and no longer, so that others seldom interrupt it.
+_LONG_ENOUGH = {"cpu": 2e-4, "cuda": 5e-3}
 _MOST_CALLS = 200
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # options of mallopt
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,31 @@ def run(plan: Plan, step: Callable[[str], None] = lambda text: None) -> list[Row
     torch.set_num_threads(plan.threads)
     rows = []
     try:
-        for case in cases(plan):
-            rows.append(measure(case, plan))
-            step(f"{case.operator}, {case.what}: {rows[-1].ours:.2f} x {case.unit}")
+        with memory_kept():
+            for case in cases(plan):
+                rows.append(measure(case, plan))
+                step(f"{case.operator}, {case.what}: {rows[-1].ours:.2f} x {case.unit}")
     finally:
         torch.set_num_threads(before)
     return rows
+
+
+@contextmanager
+def memory_kept() -> Iterator[None]:
+    """Let freed memory stay with the process.
+
+    Else the C library now gives large blocks back and now does not, and whose turn it is to fetch
+    pages from the system pays several times the time of a kernel.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
+    set_option = mallopt or (lambda option, value: None)
+    set_option(_MMAP_MAX, 0)
+    set_option(_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        set_option(_MMAP_MAX, 65536)
+        set_option(_TRIM_THRESHOLD, 128 * 1024)
 
 
 def measure(case: Case, plan: Plan) -> Row:
@@ -88,7 +111,7 @@ def seconds(function: Run, calls: int, device: str) -> float:
 def _calls(function: Run, device: str) -> int:
     """How many calls take long enough; the first two, which warm up, do not count."""
     seconds(function, 2, device)
-    return max(1, min(_MOST_CALLS, int(_LONG_ENOUGH / seconds(function, 1, device))))
+    return max(1, min(_MOST_CALLS, int(_LONG_ENOUGH[device] / seconds(function, 1, device))))
 
 
 def _synchronize(device: str) -> None:

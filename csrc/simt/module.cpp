@@ -7,6 +7,7 @@ namespace revgrad {
 
 void bind_orthogonal(pybind11::module_& m);
 void bind_expm_skew(pybind11::module_& m);
+void bind_norm_act(pybind11::module_& m);
 
 namespace {
 
@@ -71,4 +72,5 @@ PYBIND11_MODULE(revgrad_simt, m) {
   m.def("convert", &convert);
   bind_orthogonal(m);
   bind_expm_skew(m);
+  bind_norm_act(m);
 }

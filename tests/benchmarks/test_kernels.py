@@ -107,7 +107,7 @@ def test_options():
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     plan = plan_of(parser.parse_args(["--sizes", "1x3x8", "--matrices", "7", "--threads", "2"]))
-    assert plan == Plan(((1, 3, 8),), (7,), 20, 2)
+    assert plan == Plan(((1, 3, 8),), (7,), 40, 2)
     for wrong in ("3", "axb", "1x0x3", "1x2"):
         with pytest.raises(SystemExit):
             parser.parse_args(["--sizes", wrong])

@@ -149,6 +149,77 @@ class Simulated:
         )
         return out
 
+    def norm_act(self, x, weight, bias, mean, rstd, *settings):
+        y = torch.empty_like(x)
+        return y, *self.norm_act_into(y, "write", x, weight, bias, mean, rstd, settings)
+
+    def norm_act_update_(self, stream, x, weight, bias, mean, rstd, *rest):
+        *settings, sign, fraction_bits = rest
+        grid = (sign, fraction_bits)
+        store = name_of(stream)
+        return self.norm_act_into(stream, store, x, weight, bias, mean, rstd, settings, *grid)
+
+    def norm_act_into(self, to, store, x, weight, bias, mean, rstd, settings, *grid):
+        groups, over_batch, eps, activation, slope = settings
+        old, given = to.clone(), (mean, rstd)
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        shape = (1 if over_batch else x.shape[0], groups)
+        mean, rstd = (torch.empty(shape, dtype=wide) for _ in range(2))
+        vectors = [array(x.new_empty(0) if t is None else t) for t in (weight, bias)]
+
+        def run():
+            if store != "write":
+                to.copy_(old)
+            for t, source in zip((mean, rstd), given, strict=True):
+                t.copy_(t if source is None else source)
+            self.module.norm_act(
+                name_of(x),
+                numbers(x, groups, over_batch),
+                array(x),
+                [*vectors, array(mean), array(rstd)],
+                eps,
+                slope,
+                activation,
+                given[0] is not None,
+                array(to),
+                store,
+                *(grid or (1, 0)),
+            )
+
+        self.every_order(run, [to, mean, rstd])
+        return mean, rstd
+
+    def norm_act_backward(self, dy, x, mean, rstd, weight, bias, *settings):
+        groups, over_batch, constant, activation, slope = settings
+        dy = dy if dy.dtype == x.dtype else dy.to(mean.dtype)
+        dx = torch.empty_like(x)
+        dweight, dbias = (torch.empty(x.shape[1], dtype=mean.dtype) for _ in range(2))
+        vectors = [x.new_empty(0) if t is None else t for t in (weight, bias)]
+
+        def run():
+            self.module.norm_act_backward(
+                name_of(x),
+                dy.dtype != x.dtype,
+                numbers(x, groups, over_batch),
+                array(dy),
+                array(x),
+                [array(t) for t in (*vectors, mean, rstd)],
+                slope,
+                activation,
+                constant,
+                *(array(t) for t in (dx, dweight, dbias)),
+            )
+
+        self.every_order(run, [dx, dweight, dbias])
+        return dx, dweight, dbias
+
+
+def numbers(x, groups, over_batch):
+    """What csrc/simt/norm_act.cpp takes, as csrc/norm_act_shape.h finds it."""
+    pixels = x.shape[2:].numel()
+    last = pixels == 1 or not (x.is_contiguous() or x.numel() == 0)
+    return [*x.shape[:2], pixels, groups, over_batch, last]
+
 
 def geometry(large, small, stride):
     """What csrc/simt/orthogonal.cpp takes: sizes and strides with three spatial axes."""
