@@ -70,11 +70,12 @@ class Inventory:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether code of somebody else runs with the module in a forward pass."""
+    """Whether code of somebody else runs with the module, forward or backward."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
         or "forward" in module.__dict__
-        or torch_module._global_forward_hooks
-        or torch_module._global_forward_pre_hooks
+        or torch_module._has_any_global_hook()
     )

@@ -385,12 +385,11 @@ class Rewind:
         Its gradient would be lost: it is no input of the layer's node.
         """
         ends = {id(t) for t in targets}
-        known = {t.grad_fn for t in targets if t.grad_fn is not None}
-        todo, seen = list(roots), set(roots)
+        # The history of a target is the engine's business, not this step's.
+        seen = {t.grad_fn for t in targets if t.grad_fn is not None}
+        todo = [root for root in roots if root not in seen]
         while todo:
             node = todo.pop()
-            if node in known:
-                continue
             variable = getattr(node, "variable", None)
             if variable is not None and id(variable) not in ends:
                 raise ReversibleError(

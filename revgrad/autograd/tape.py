@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from revgrad.autograd.context import calling
+from revgrad.autograd.inventory import has_hooks
 from revgrad.autograd.layout import alias, laid_out, memory_of
 from revgrad.autograd.observers import announce_stored, current_check
 from revgrad.autograd.protocol import Gradients, Layer, Part, State
@@ -115,6 +116,9 @@ class _LayerRun:
         self.layer = layer
         self.where = where
         self.anchor = anchor
+        self.entered = False
+        # Without hooks there is nobody who could change streams between sequence and node.
+        self.watched = has_hooks(layer)  # type: ignore[arg-type]
         self.inputs: Identities | None = None
         self.outputs: Identities | None = None
 
@@ -125,7 +129,9 @@ class _LayerRun:
         count = self.layer.num_inputs
         streams, args = args[:count], args[count:]
         side, side_tensors = SideInputs(args, kwargs), SideInputs.tensors(args, kwargs)
-        self.inputs = identities(streams)
+        self.entered = True
+        if self.watched:
+            self.inputs = identities(streams)
         parts = self._parts(forward, streams)
         for part in parts:
             record = Record(self.layer, part, side, streams, self.tape.contiguous_gradients)
@@ -134,7 +140,8 @@ class _LayerRun:
             with lock_of(part.module):
                 inputs = (*streams, *side_tensors, *record.collect_parameters())
                 streams = _Step.apply(node, len(streams), *inputs)
-        self.outputs = identities(streams)
+        if self.watched:
+            self.outputs = identities(streams)
         outputs: State = streams
         return outputs
 
@@ -147,11 +154,13 @@ class _LayerRun:
 
     def check(self, streams: State, outputs: object) -> None:
         """Refuse hooks on the layer that changed its streams: they can't be computed back."""
-        if self.inputs is None:
+        if not self.entered:
             raise ReversibleError(
                 "the layer's forward was replaced on the object itself, so the sequence can't "
                 "record it; define forward in the class"
             )
+        if not self.watched:
+            return
         expect_unchanged(streams, self.inputs, "input of this reversible layer")
         expect_unchanged(outputs, self.outputs, "output of this reversible layer")
 

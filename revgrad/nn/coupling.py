@@ -74,9 +74,11 @@ class AdditiveCoupling(ReversibleLayer):
         return self._undo_f(rewind, outputs[::-1], grads[::-1], *args, **kwargs)
 
     def parts(self, forward: Callable[..., State]) -> tuple[Part, ...]:
-        """With two sub-networks, the addition of each."""
-        if self.g is None or not self._belongs("parts"):
+        """The addition of each sub-network."""
+        if not self._belongs("parts"):
             return super().parts(forward)
+        if self.g is None:
+            return (Part(self.f, forward, self.backward_step),)
         return Part(self.f, self._add_f, self._undo_f), Part(self.g, self._add_g, self._undo_g)
 
     def _add_f(self, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> State:

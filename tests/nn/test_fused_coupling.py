@@ -120,6 +120,11 @@ def with_hook_on_all(f):
     return f
 
 
+def with_backward_hook(f):
+    f[-1].register_full_backward_hook(lambda *_: None)
+    return f
+
+
 def with_own_forward(f):
     f[-1].forward = lambda x: 2 * type(f[-1]).forward(f[-1], x)
     return f
@@ -140,6 +145,7 @@ class Backwards(nn.Sequential):
     [
         with_hook(made(3)),
         with_hook_on_all(made(3)),
+        with_backward_hook(made(3)),
         with_own_forward(made(3)),
         nn.Sequential(nn.Conv2d(3, 3, 1), Doubled(3)),
         Backwards(nn.Conv2d(3, 3, 1), NormAct(3)),
@@ -147,7 +153,7 @@ class Backwards(nn.Sequential):
         nn.Sequential(nn.Conv2d(3, 3, 1), NormAct(3), nn.Dropout(0.1)),
         nn.Sequential(),
     ],
-    ids=["hook", "hook on all", "forward", "subclass", "sequential", "layer", "dropout", "empty"],
+    ids=["hook", "hook on all", "backward hook", "forward", "subclass", "sequential", "layer", "dropout", "empty"],
 )
 def test_what_runs_differently_is_not_fused(uses, f):
     net = ReversibleSequence([AdditiveCoupling(f)]).double()
