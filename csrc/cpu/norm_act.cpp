@@ -35,7 +35,7 @@ struct Forward {
       return;
     }
     const int64_t channels = plan.norm.channels, rows = s.count / channels;
-    const int64_t lanes = pixels_at_a_time(channels, rows) * channels;
+    const int64_t lanes = pixels_at_a_time(channels, rows, kColumnLanes) * channels;
     std::vector<double> scratch(static_cast<size_t>(kColumnScratch * lanes));
     loops().columns(dtype, x, s.begin, rows, channels, scratch.data(), into);
   }
@@ -161,7 +161,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_act(const Tensor& x, MaybeTensor weight,
                                             bool over_batch, double eps, int64_t activation,
                                             double slope) {
   Tensor y = torch::stable::empty_like(x);
-  const Output out{y.mutable_data_ptr(), StreamType::none, 1, 0};
+  const Output out{y.mutable_data_ptr(), StreamType::none, 1, 0,
+                   x.numel() * bytes_of(x) > kPastCache};
   const auto [m, r] = normalise(
       {x, weight, bias, mean, rstd, groups, over_batch, eps, activation, slope}, out);
   return {y, m, r};
@@ -185,7 +186,7 @@ std::tuple<Tensor, Tensor> norm_act_update(Tensor stream, const Tensor& x, Maybe
   check_same_layout(x, stream, "the stream");
   STD_TORCH_CHECK(sign == 1 || sign == -1, "revgrad: sign must be 1 or -1");
   const Output out{stream.mutable_data_ptr(), stream_type(stream, x), static_cast<int>(sign),
-                   std::ldexp(1.0, static_cast<int>(fraction_bits))};
+                   std::ldexp(1.0, static_cast<int>(fraction_bits)), false};
   return normalise({x, weight, bias, mean, rstd, groups, over_batch, eps, activation, slope}, out);
 }
 

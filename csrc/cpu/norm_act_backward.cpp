@@ -152,7 +152,7 @@ void by_rows(const Norm& n, const Gradient& g, Rows rows, void* dx, A* dweight, 
   const std::vector<A> ones(n.channels, A(1)), zeros(n.channels, A(0));
   if (rows.weight == nullptr) rows.weight = ones.data();
   if (rows.bias == nullptr) rows.bias = zeros.data();
-  const int64_t together = 128 + 8 * kRun / n.channels, parts = ceil_div(n.batch, together);
+  const int64_t together = 128 + 2 * kRun / n.channels, parts = ceil_div(n.batch, together);
   std::vector<double> sums(static_cast<size_t>(2 * parts * n.channels));
   torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     std::vector<double> scratch(static_cast<size_t>(2 * n.channels));
@@ -208,7 +208,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, c
   Tensor dweight = empty_on(x, {n.channels}, wide), dbias = empty_on(x, {n.channels}, wide);
   if (n.size() == 0) return {dx, torch::stable::zero_(dweight), torch::stable::zero_(dbias)};
   const Gradient g{dtype_of(x), dy.scalar_type() == wide, dy.const_data_ptr(), x.const_data_ptr(),
-                   {static_cast<Activation>(activation), slope}};
+                   {static_cast<Activation>(activation), slope},
+                   n.size() * bytes_of(x) > kPastCache};
   const Pointers p{mean.const_data_ptr(),    rstd.const_data_ptr(),       data_or_null(weight),
                    data_or_null(bias),       dx.mutable_data_ptr(),
                    dweight.mutable_data_ptr(), dbias.mutable_data_ptr()};

@@ -17,12 +17,17 @@ struct Source {
   const N* dy;
   const T* from;
   T* to;  // dx
+  bool direct;
   alignas(64) A tile[kWidens ? kTile : 1];
-  alignas(64) A result[kWidens ? kTile : 1];
+  alignas(64) N result[kTile];
+  alignas(64) T narrowed[kWidens ? kTile : 1];
 
   explicit Source(const Gradient& g, void* dx = nullptr)
       : dy(static_cast<const N*>(g.dy)), from(static_cast<const T*>(g.x)),
-        to(static_cast<T*>(dx)) {}
+        to(static_cast<T*>(dx)), direct(!g.past_cache) {}
+  ~Source() {
+    if (!direct) flush_past_cache();
+  }
 
   const N* x(int64_t at, int64_t count) {
     if constexpr (kWidens) {
@@ -34,14 +39,17 @@ struct Source {
     }
   }
   N* dx(int64_t at) {
-    if constexpr (kWidens)
-      return result;
-    else
-      return to + at;
+    if constexpr (!kWidens)
+      if (direct) return to + at;
+    return result;
   }
   void store(int64_t at, int64_t count) {
-    if constexpr (kWidens) narrow(result, to + at, count);
-    (void)at, (void)count;
+    if constexpr (kWidens) {
+      narrow(result, direct ? to + at : narrowed, count);
+      if (!direct) copy_past_cache(narrowed, to + at, count);
+    } else if (!direct) {
+      copy_past_cache(result, to + at, count);
+    }
   }
 };
 

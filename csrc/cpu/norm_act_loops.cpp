@@ -37,11 +37,18 @@ Pair<double> sums_about(const T* x, int64_t count, Acc<T> pivot) {
 
 // About the mean of the first few, so that little is lost however far the mean is from zero.
 template <class T>
-Moments run(const T* x, int64_t count) {
+Moments short_run(const T* x, int64_t count) {
   using A = Acc<T>;
   const int64_t few = count < 64 ? count : 64;
   const A pivot = static_cast<A>(sums_about(x, few, A(0)).sum / static_cast<double>(few));
-  const Pair<double> s = sums_about(x, count, pivot);
+  // Streams far apart would hide from the processor that memory is read in one go.
+  constexpr int64_t kBlock = 1024 / sizeof(T);
+  Pair<double> s{0, 0};
+  for (int64_t i = 0; i < count; i += kBlock) {
+    const Pair<double> some = sums_about(x + i, count - i < kBlock ? count - i : kBlock, pivot);
+    s.sum += some.sum;
+    s.squares += some.squares;
+  }
   const double shift = s.sum / static_cast<double>(count);
   const double squares = s.squares - s.sum * shift;
   return {static_cast<double>(pivot) + shift, squares > 0 ? squares : 0};
@@ -76,9 +83,9 @@ struct Columns {
     for (int64_t l = 0; l < lanes; ++l) p[l] *= share;
   }
 
-  // Eight rows, so that sums are fetched and stored once for all of them.
-  template <class T>
-  void add_eight(const T* x) {
+  // Several rows, so that sums are fetched and stored once for all of them.
+  template <int rows, class T>
+  void add_rows(const T* x) {
     const A* p = pivot;
     A *s = sum, *q = squares;
     const int64_t n = lanes;
@@ -86,7 +93,7 @@ struct Columns {
     for (int64_t l = 0; l < n; ++l) {
       A a = s[l], b = 0, c = q[l], d = 0;
 #pragma GCC unroll 4
-      for (int r = 0; r < 8; r += 2) {
+      for (int r = 0; r < rows; r += 2) {
         const A even = static_cast<A>(x[r * n + l]) - p[l];
         const A odd = static_cast<A>(x[(r + 1) * n + l]) - p[l];
         a += even, b += odd;
@@ -157,19 +164,30 @@ void fold(Columns<A>& all, int64_t channels, int64_t rows, int64_t count, int64_
 template <class T>
 void columns(const T* x, int64_t rows, int64_t channels, double* scratch, Moments* out) {
   constexpr int64_t kFlush = 64;  // rows summed in the accumulator's type
-  const int64_t together = pixels_at_a_time(channels, rows);
+  constexpr int kRows = sizeof(T) == 2 ? 8 : 4;
+  const int64_t together = pixels_at_a_time(channels, rows, kColumnLanes);
   Columns<Acc<T>> all(together * channels, scratch);
   const int64_t full = rows / together, rest = rows % together * channels;
   all.set_pivot(x, full < 8 ? full : 8);
   for (int64_t r = 0; r < full;) {
     const int64_t stop = r + kFlush < full ? r + kFlush : full;
-    for (; r + 8 <= stop; r += 8) all.add_eight(x + r * all.lanes);
+    for (; r + kRows <= stop; r += kRows) all.template add_rows<kRows>(x + r * all.lanes);
     for (; r < stop; ++r) all.add(x + r * all.lanes, all.lanes);
     all.flush();
   }
   all.add(x + full * all.lanes, rest);
   all.flush();
   fold(all, channels, rows, full, rest, out);
+}
+
+// A long run is a column whose pixels lie in all lanes.
+template <class T>
+Moments run(const T* x, int64_t count) {
+  if (count < 32 * kColumnLanes) return short_run(x, count);
+  double scratch[kColumnScratch * kColumnLanes];
+  Moments m;
+  columns(x, count, 1, scratch, &m);
+  return m;
 }
 
 // Functions of their own, so that y has the same bits whether it is stored or added to a stream.
@@ -239,18 +257,20 @@ template <class T>
 void apply(Shape act, const T* x, int64_t begin, int64_t count, int64_t lanes,
            const Coefficients& c, const Output& out) {
   alignas(64) T tile[kTile];
-  const bool store = out.stream == StreamType::none;
+  const bool store = out.stream == StreamType::none, direct = store && !out.past_cache;
   const int64_t row = lanes > 0 ? lanes : count;
   for (int64_t start = 0; start < count; start += row) {
     const int64_t length = count - start < row ? count - start : row;
     for (int64_t lane = 0; lane < length; lane += kTile) {
       const int64_t at = begin + start + lane;
       const int64_t some = length - lane < kTile ? length - lane : kTile;
-      T* y = store ? static_cast<T*>(out.to) + at : tile;
+      T* y = direct ? static_cast<T*>(out.to) + at : tile;
       activate_tile(act, x + at, y, some, c, lanes > 0 ? lane : 0, lanes > 0);
+      if (store && !direct) copy_past_cache(tile, static_cast<T*>(out.to) + at, some);
       add_tile(y, at, some, out);
     }
   }
+  if (out.past_cache) flush_past_cache();
 }
 
 Moments run_dtype(DType dtype, const void* x, int64_t begin, int64_t count) {

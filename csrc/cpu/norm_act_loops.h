@@ -11,13 +11,14 @@ struct Moments {
   double mean, squares;  // sum of squared differences from the mean
 };
 
-constexpr int64_t kRun = 4096;  // numbers at most that `run` takes
+constexpr int64_t kRun = 16384;  // numbers at most that `run` takes
 
 // Pixels whose channels lie side by side are treated as one row where there are few channels, so
 // that loops are long: lanes = pixels at a time * channels, with coefficients for each lane.
 constexpr int64_t kLanes = 256;
-RG_FN int64_t pixels_at_a_time(int64_t channels, int64_t pixels) {
-  const int64_t wanted = channels < kLanes ? kLanes / channels : 1;
+constexpr int64_t kColumnLanes = 64;  // of statistics, whose loop takes several rows at a time
+RG_FN int64_t pixels_at_a_time(int64_t channels, int64_t pixels, int64_t lanes = kLanes) {
+  const int64_t wanted = channels < lanes ? lanes / channels : 1;
   return wanted < pixels ? wanted : pixels;
 }
 
@@ -31,7 +32,10 @@ struct Output {
   StreamType stream;
   int sign;
   double steps;
+  bool past_cache;  // y is too large to stay in the caches until it is read
 };
+
+constexpr int64_t kPastCache = 16 * 1024 * 1024;  // bytes of such a result
 
 // One channel's, in the accumulator's type behind the pointers; one number each, or one a lane.
 struct Coefficients {
@@ -67,6 +71,7 @@ struct Gradient {
   bool wide;
   const void *dy, *x;
   Shape act;
+  bool past_cache;  // dx is too large to stay in the caches until it is read
 };
 
 // Samples of one pixel, each a row of channels.

@@ -22,7 +22,7 @@ struct Stretch {  // of memory
 // rows of pixels.
 struct Plan {
   static constexpr int64_t kGrain = 16384;  // numbers a thread takes at least
-  static constexpr int64_t kCached = 512 * 1024;  // bytes that stay in a core's own cache
+  static constexpr int64_t kCached = 4 * 1024 * 1024;  // bytes that a core finds in some cache
   static constexpr int64_t kRowsAtLeast = 128;
 
   Norm norm;
@@ -56,7 +56,7 @@ struct Plan {
     rows = norm.over_batch ? norm.batch * norm.pixels : norm.pixels;
     lanes = pixels_at_a_time(norm.channels, rows) * norm.channels;
     // Whole loops of lanes, so that only the last piece ends within one.
-    const int64_t wanted = 8 * kRun / norm.channels;
+    const int64_t wanted = 2 * kRun / norm.channels;
     const int64_t step = lanes / norm.channels;
     rows_of_piece = ceil_div(wanted < kRowsAtLeast ? kRowsAtLeast : wanted, step) * step;
     pieces = ceil_div(rows, rows_of_piece);
@@ -68,7 +68,7 @@ struct Plan {
   int64_t statistics_of_unit() const { return norm.channels_last ? norm.groups : 1; }
   int64_t moments_of_part() const { return by_runs ? 1 : norm.channels; }
   int64_t moments_of_unit() const { return parts * moments_of_part(); }
-  // Whether every unit stays in a core's own cache, and there are enough of them.
+  // Whether every unit stays in the cache for a second pass, and there are enough of them.
   bool unit_by_unit(int64_t bytes_of_number, int64_t threads) const {
     return units >= threads && numbers_of_unit() * bytes_of_number <= kCached;
   }

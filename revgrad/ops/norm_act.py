@@ -94,11 +94,12 @@ def norm_act_with_statistics(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`norm_act`, also returning mean and rstd, float32 (float64 for float64), without gradient."""
     weight, bias, mean, rstd = _checked(x, weight, bias, mean, rstd, settings)
-    if _fit(x, weight, bias, mean, rstd):
-        y, *found = _NormAct.apply(_dense(x), weight, bias, mean, rstd, settings)
-    else:
-        y, *found = reference(x, weight, bias, mean, rstd, settings)
-    return y, found[0].detach(), found[1].detach()
+    if not _fit(x, weight, bias, mean, rstd):
+        y, mean, rstd = reference(x, weight, bias, mean, rstd, settings)
+        return y, mean.detach(), rstd.detach()
+    # A Function costs more than a kernel on a small image.
+    run = _NormAct.apply if _recorded(x, weight, bias) else _forward
+    return run(_dense(x), weight, bias, mean, rstd, settings)
 
 
 def norm_act_update_(
@@ -365,17 +366,26 @@ def _suited(dy: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(x, dtype=dtype).copy_(dy)
 
 
+def _recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd or a transform of torch.func looks on."""
+    if torch._C._functorch.maybe_current_level() is not None:
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    settings: Settings,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return kernels.raw().norm_act(x, weight, bias, mean, rstd, *settings)
+
+
 class _NormAct(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor | None,
-        rstd: Tensor | None,
-        settings: Settings,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return kernels.raw().norm_act(x, weight, bias, mean, rstd, *settings)
+    forward = staticmethod(_forward)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
