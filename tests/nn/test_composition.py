@@ -97,7 +97,9 @@ def check(kinds, sub, channels, batch, channels_last, anchor_every, nested, seed
     for a, b in zip(expected, found, strict=True):
         assert (a is None and b is None) or (a - b).abs().max() <= 1e-8 * (1 + a.abs().max())
     if sub != "stateful":
-        assert (net.inverse(net(x)) - x).abs().max() < 1e-9
+        y = net(x)
+        # Couplings with the identity grow like Fibonacci numbers, and what is rounded with them.
+        assert (net.inverse(y) - x).abs().max() < 1e-9 * (1 + y.abs().max())
 
 
 def gradients(net, x, seed):
