@@ -20,12 +20,15 @@ class Rounded:
         bits: Fraction bits.
         see: The type in which sub-networks see the streams.
         layout: Memory format of the streams.
+        contiguous: Whether gradients of a batch of one are contiguous all the same. Either is
+            right for modules that read both; the bits differ.
     """
 
     steps: list[tuple[str, list[nn.Module]]]
     bits: int = 20
     see: torch.dtype = torch.float32
     layout: torch.memory_format = torch.contiguous_format
+    contiguous: bool = True
     skips: list[Any] = field(default_factory=list)
 
     def __call__(self, x):
@@ -52,7 +55,8 @@ class Rounded:
         kind = torch.promote_types(self.see, torch.float32)
         if x.requires_grad:
             # PyTorch's instance norm is wrong for channels-last gradients of a batch of one.
-            layout = torch.contiguous_format if len(x) == 1 else self.layout
+            one = self.contiguous and len(x) == 1
+            layout = torch.contiguous_format if one else self.layout
             x.register_hook(lambda g: laid_out(g.to(kind).double(), layout))
         return x
 

@@ -153,7 +153,17 @@ class Backwards(nn.Sequential):
         nn.Sequential(nn.Conv2d(3, 3, 1), NormAct(3), nn.Dropout(0.1)),
         nn.Sequential(),
     ],
-    ids=["hook", "hook on all", "backward hook", "forward", "subclass", "sequential", "layer", "dropout", "empty"],
+    ids=[
+        "hook",
+        "hook on all",
+        "backward hook",
+        "forward",
+        "subclass",
+        "sequential",
+        "layer",
+        "dropout",
+        "empty",
+    ],
 )
 def test_what_runs_differently_is_not_fused(uses, f):
     net = ReversibleSequence([AdditiveCoupling(f)]).double()
