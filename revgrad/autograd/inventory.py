@@ -34,7 +34,10 @@ def may_misread_gradients(module: nn.Module) -> bool:
 
     PyTorch's instance norm does that for a batch of one (2.13, CPU), and gives another gradient.
     """
-    return any(type(m) not in _KNOWN or isinstance(m, _MISREADING) for m in module.modules())
+    return any(
+        type(m) not in _KNOWN or isinstance(m, _MISREADING) or has_hooks(m)
+        for m in module.modules()
+    )
 
 
 class Inventory:
@@ -77,5 +80,6 @@ def has_hooks(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
+        or type(module).__call__ is not nn.Module.__call__
         or torch_module._has_any_global_hook()
     )

@@ -142,12 +142,22 @@ class Rewind:
         self._grads: list[Tensor | None] = [None] * len(tensors)
         self._evaluations = list(record.evaluations)
 
-    def run(self, outputs: State, grads: Gradients) -> tuple[State, Gradients]:
-        """Let the layer compute its inputs from its outputs, and their gradients."""
+    def run(self, handed: list[State], grads: Gradients) -> tuple[State, Gradients]:
+        """Let the layer compute its inputs from its outputs, and their gradients.
+
+        Args:
+            handed: The outputs, taken from the list.
+            grads: Their gradients.
+        """
         step = self._record.part.backward_step or self._generic
         args, kwargs = self._record.side.with_tensors(self._leaves)
+
+        def call() -> tuple[State, Gradients]:
+            return step(self, handed.pop(), grads, *args, **kwargs)
+
         with torch.set_grad_enabled(self.differentiable):
-            return self._with_parameters(self._leaves, step, self, outputs, grads, *args, **kwargs)
+            found: tuple[State, Gradients] = self._with_parameters(self._leaves, call)
+            return found
 
     def replay(self, inputs: State, grads: Gradients) -> Gradients:
         """Gradients of the inputs, where these are known: the part is run forward again."""
@@ -356,9 +366,12 @@ class Rewind:
     def _book(self, grads: list[tuple[Tensor, Tensor]]) -> None:
         """Book the gradients of parameters."""
         for leaf, grad in grads:
-            for i, known in enumerate(self._leaves):
-                if known is leaf and leaf.requires_grad:
-                    self._grads[i] = self.add(self._grads[i], grad.to(leaf.dtype))
+            if not leaf.requires_grad:
+                continue
+            places = [i for i, known in enumerate(self._leaves) if known is leaf]
+            if not places:
+                raise _captured(leaf)
+            self._grads[places[0]] = self.add(self._grads[places[0]], grad.to(leaf.dtype))
 
     def _gradients(
         self, edges: list[GradientEdge], grads: list[Tensor], leaves: Leaves
@@ -392,16 +405,20 @@ class Rewind:
             node = todo.pop()
             variable = getattr(node, "variable", None)
             if variable is not None and id(variable) not in ends:
-                raise ReversibleError(
-                    f"a sub-network uses a tensor of shape {tuple(variable.shape)} that requires "
-                    "a gradient but is no parameter of the layer and no argument; its gradient "
-                    "would be lost. Pass it as an argument: sequence(x, tensor), which hands it "
-                    "to every sub-network, or register it in the sub-network as a parameter"
-                )
+                raise _captured(variable)
             for following, _ in node.next_functions:
                 if following is not None and following not in seen:
                     seen.add(following)
                     todo.append(following)
+
+
+def _captured(tensor: Tensor) -> ReversibleError:
+    return ReversibleError(
+        f"a sub-network uses a tensor of shape {tuple(tensor.shape)} that requires "
+        "a gradient but is no parameter of the layer and no argument; its gradient "
+        "would be lost. Pass it as an argument: sequence(x, tensor), which hands it "
+        "to every sub-network, or register it in the sub-network as a parameter"
+    )
 
 
 def _expect_equal(outputs: State, again: State) -> None:

@@ -2,14 +2,14 @@
 
 A sub-network that ends with a fused operator can add its value to a stream in the same pass over
 memory, so that the value itself never exists: neither in the forward pass nor when the stream is
-computed back. The module at the end says so by having the methods of `Tail`.
+computed back. The class of the module at the end says so by the decorator `tail`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class Statistics(NamedTuple):
     """What a tail keeps of a value for its gradients.
 
     Attributes:
-        mean: Means of what is normalised together; not finite if the input is not.
+        mean: Means of what is normalised together; these or rstd are not finite if a value is not.
         rstd: 1 / sqrt(variance + eps).
         settings: Those of the operator.
         constant: Whether the two were given, and are not those of the input.
@@ -67,6 +67,16 @@ class Tail(Protocol):
         """A bound of the size of a value of this shape, whatever the input; a scalar."""
 
 
+_TAILS: set[type] = set()
+_Class = TypeVar("_Class", bound=type)
+
+
+def tail(cls: _Class) -> _Class:
+    """Say of a module class, not of its subclasses, that it has the methods of `Tail`."""
+    _TAILS.add(cls)
+    return cls
+
+
 @dataclass(frozen=True)
 class Cut:
     """A sub-network cut before its tail.
@@ -99,7 +109,8 @@ class Cut:
             watch = current_watch()
             bound = None
             if watch is not None:
-                largest = self.tail.largest(h.shape) + 0 * statistics.mean.sum()
+                finite = statistics.mean.sum() + statistics.rstd.sum()
+                largest = self.tail.largest(h.shape) + 0 * finite
                 bound = watch.of_sum(stream, integers, largest, "the value of the sub-network")
             return FixedPoint(integers, stream.grid, bound)
 
@@ -136,16 +147,10 @@ def _ends(module: nn.Module) -> Cut | None:
     if has_hooks(module):
         return None
     if type(module) is not nn.Sequential:
-        return Cut((), module) if _is_tail(module) else None
+        return Cut((), module) if type(module) in _TAILS else None
     modules = [m for m in module if type(m) is not nn.Identity or has_hooks(m)]
     found = _ends(modules[-1]) if modules else None
     return None if found is None else Cut((*modules[:-1], *found.head), found.tail)
-
-
-def _is_tail(module: nn.Module) -> bool:
-    """Whether the class that defines the module's `forward` defines what fits it, too."""
-    owner = next(c for c in type(module).__mro__ if "forward" in c.__dict__)
-    return "update_" in owner.__dict__
 
 
 def _expect_fitting(h: Tensor, stream: Tensor) -> None:

@@ -252,14 +252,17 @@ def _step_back(ctx: Any, node: _Node, grads: Gradients) -> Gradients:
         streams = tuple(laid_out(s, x.stride()) for s, x in zip(stored, streams, strict=True))
     del state, saved
     rewind = Rewind(record, others, needs_others)
+    fixed = isinstance(streams[0], FixedPoint)
     with lock_of(record.part.module):
         if record.part.stores_input:
             inputs = behind(kept, streams) if rewind.differentiable else kept
             input_grads = rewind.replay(inputs, grads)
         else:
-            del kept
-            inputs, input_grads = rewind.run(streams, grads)
-    if isinstance(inputs[0], FixedPoint) or isinstance(streams[0], FixedPoint):
+            # The layer alone shall hold its outputs, and so decide how long they are in memory.
+            handed = [streams]
+            del kept, streams
+            inputs, input_grads = rewind.run(handed, grads)
+    if fixed or isinstance(inputs[0], FixedPoint):
         check_fixed(inputs)
         if node.boundary > 1:
             input_grads = _laid_out_grads(input_grads, record)

@@ -111,7 +111,11 @@ class RangeWatch:
         return self.of_stream([stream, value], integers)
 
     def of_stream(
-        self, operands: Sequence[Watched], integers: Tensor, growth: float = 1.0
+        self,
+        operands: Sequence[Watched],
+        integers: Tensor,
+        growth: float = 1.0,
+        inside: Callable[[], Tensor] | None = None,
     ) -> Tensor:
         """Note a bound of integers that were computed from others; returns one as good or better.
 
@@ -119,6 +123,7 @@ class RangeWatch:
             operands: What the integers were computed from.
             integers: The result.
             growth: The result is at most this times as large as the operands together.
+            inside: Gives a better bound of what arises on the way, where that one is too large.
         """
         bound = growth * sum(map(self.bound_of, operands), torch.zeros((), device=integers.device))
         # Sums of bounds grow with depth where the stream does not. Where looking at a number costs
@@ -129,6 +134,8 @@ class RangeWatch:
                 if not isinstance(x, _Unseen):
                     x.bound = _largest(x.integers)
             bound = growth * sum(map(self.bound_of, operands), torch.zeros_like(bound))
+        if inside is not None and not (at_once and bound.item() < _LIMIT / 2):
+            bound = inside()
         self._note("the stream", operands[0].grid, bound)
         return bound if at_once and bound.item() < _LIMIT / 2 else _largest(integers)
 

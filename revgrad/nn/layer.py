@@ -200,7 +200,8 @@ class ReversibleLayer(nn.Module):
         `rewind.undo_sum`. The bits are those of two steps.
         """
         evaluator = current_evaluator()
-        if evaluator is None or args or kwargs:
+        own_run = type(self).run is not ReversibleLayer.run or "run" in self.__dict__
+        if evaluator is None or own_run or args or kwargs:
             return None
         seen = to_float(x)
         before = version(seen)
@@ -246,9 +247,16 @@ class IsometricLayer(ReversibleLayer):
         self, rewind: Rewind, outputs: State, grads: Gradients, *args: Any, **kwargs: Any
     ) -> tuple[State, Gradients]:
         """Invert the streams, and their gradients alike."""
-        inputs = self.inverse(*outputs)
         filled = rewind.filled(outputs, grads)
-        return inputs, (None,) * len(inputs) if filled is None else self.inverse(*filled)
+        inputs = self.inverse(*outputs)
+        del outputs  # not to be held while the gradients are inverted
+        if filled is None:
+            return inputs, (None,) * len(inputs)
+        return inputs, self.inverse_of_gradients(*filled)
+
+    def inverse_of_gradients(self, *grads: Tensor) -> State:
+        """As `inverse`, for gradients, which may be views: nobody writes into them."""
+        return self.inverse(*grads)
 
     def parts(self, forward: Callable[..., State]) -> tuple[Part, ...]:
         """One node; the step back fits any `forward` and `inverse` that are transposes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -17,8 +18,8 @@ from revgrad.dataless import device_type
 from revgrad.errors import ReversibleError
 from revgrad.fixed_point import FixedPoint, to_float
 from revgrad.fixed_point.block_lifting import BlockLifting
+from revgrad.fixed_point.range_watch import current_watch
 from revgrad.fixed_point.rotation import growth
-from revgrad.fixed_point.tensor import on_integers
 from revgrad.nn.layer import ReversibleLayer
 from revgrad.nn.orthogonal import OrthogonalMatrices, block_transform
 from revgrad.ops.precision import full_precision
@@ -117,7 +118,7 @@ def _product(matrix: Tensor, streams: State, into: State | None = None) -> State
         streams: Floats, C channels together.
         into: Tensors to write to, which may be the streams; only where no gradient is recorded.
     """
-    wide = torch.promote_types(streams[0].dtype, matrix.dtype)
+    wide = _widest(matrix.dtype, *(x.dtype for x in streams))
     matrix = matrix.to(wide)
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         with full_precision(matrix.device):
@@ -125,7 +126,7 @@ def _product(matrix: Tensor, streams: State, into: State | None = None) -> State
         parts = mixed.split([x.shape[1] for x in streams], 1)
         shaped = (m.to(x.dtype).view(x.shape) for m, x in zip(parts, streams, strict=True))
         return tuple(dense(m, dense_format(x)) for m, x in zip(shaped, streams, strict=True))
-    made = into or tuple(torch.empty_like(x) for x in streams)
+    made = into or tuple(torch.empty_like(x, memory_format=dense_format(x)) for x in streams)
     targets = tuple(x.view(_flat(x)) for x in made)  # never a copy, which would be lost
     with full_precision(matrix.device):
         for source, target in zip(_pieces(streams), _pieces(targets), strict=True):
@@ -149,7 +150,7 @@ def _mix_piece(matrix: Tensor, source: State, target: State) -> None:
 
 def _outer(grads: State, inputs: State, dtype: torch.dtype) -> Tensor:
     """The gradient of the matrix: the sum over all pixels of gradient times input."""
-    wide = torch.promote_types(inputs[0].dtype, dtype)
+    wide = _widest(dtype, *(x.dtype for x in (*grads, *inputs)))
     total: Any = 0
     with full_precision(inputs[0].device):
         for dy, x in zip(_pieces(grads), _pieces(inputs), strict=True):
@@ -168,6 +169,10 @@ def _pieces(streams: State) -> Iterator[State]:
     yield from zip(*(x.split(length, 2) for x in flat), strict=True)
 
 
+def _widest(*types: torch.dtype) -> torch.dtype:
+    return functools.reduce(torch.promote_types, types)
+
+
 def _flat(x: Tensor) -> tuple[int, int, int]:
     """The shape (N, C, pixels)."""
     return x.shape[0], x.shape[1], math.prod(x.shape[2:])
@@ -176,13 +181,14 @@ def _flat(x: Tensor) -> tuple[int, int, int]:
 def _rows(piece: State) -> Tensor:
     """A piece as a matrix of its own, (C, N * pixels)."""
     joined = torch.cat(piece, 1)
-    return joined.transpose(0, 1).reshape(joined.shape[1], -1)
+    n, c, pixels = joined.shape
+    return joined.transpose(0, 1).reshape(c, n * pixels)
 
 
 def _put_rows(piece: State, rows: Tensor) -> None:
     """Write such a matrix to where a piece lies."""
-    n = piece[0].shape[0]
-    parts = rows.view(rows.shape[0], n, -1).split([x.shape[1] for x in piece])
+    n, _, pixels = piece[0].shape
+    parts = rows.view(rows.shape[0], n, pixels).split([x.shape[1] for x in piece])
     for target, part in zip(piece, parts, strict=True):
         target.copy_(part.transpose(0, 1))
 
@@ -190,10 +196,15 @@ def _put_rows(piece: State, rows: Tensor) -> None:
 # --- integers -----------------------------------------------------------------------------------
 
 
-def _joined(*streams: FixedPoint) -> FixedPoint:
-    joined = torch.cat(streams, 1)
-    assert isinstance(joined, FixedPoint)
-    return joined
+def _longest(streams: tuple[FixedPoint, ...]) -> Tensor:
+    """A bound of what arises on the way: rotations keep the length of a pixel's channels.
+
+    The first of three shears may add as much again as a right angle does: sqrt(2).
+    """
+    squares = sum(x.integers.float().square().sum(1) for x in streams)
+    assert isinstance(squares, Tensor)
+    largest = squares.amax() if squares.numel() else squares.new_zeros(())
+    return 1.001 * math.sqrt(2) * largest.sqrt()
 
 
 class _ExactMixing(torch.autograd.Function):
@@ -207,14 +218,15 @@ class _ExactMixing(torch.autograd.Function):
         lifting = BlockLifting.of(matrix, x1.grid.gradient_dtype)
         mix = lifting.undo_ if undo else lifting.apply_
 
-        def mixed_(joined: Tensor) -> Tensor:
-            with full_precision(joined.device):
-                for piece in _pieces((joined.view(_flat(joined)),)):
-                    _put_rows(piece, mix(_rows(piece)))
-            return joined
-
-        # The joined streams are in memory of their own, so they may be written into.
-        joined: Any = on_integers(_joined(x1, x2), mixed_, growth(matrix.shape[0]))
+        integers = torch.cat([x.integers for x in streams], 1)
+        with full_precision(integers.device):
+            for piece in _pieces((integers.view(_flat(integers)),)):
+                _put_rows(piece, mix(_rows(piece)))
+        watch, bound = current_watch(), None
+        if watch is not None:
+            inside = functools.partial(_longest, streams)
+            bound = watch.of_stream(streams, integers, growth(matrix.shape[0]), inside)
+        joined: Any = FixedPoint(integers, x1.grid, bound)
         parts = joined.split([x.shape[1] for x in streams], 1)
         return tuple(dense(part, dense_format(x)) for part, x in zip(parts, streams, strict=True))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from revgrad.autograd.inventory import known
-from revgrad.autograd.tail import Statistics
+from revgrad.autograd.tail import Statistics, tail
 from revgrad.ops.norm_act import (
     ACTIVATIONS,
     Activation,
@@ -30,6 +30,7 @@ _Arguments = tuple[Tensor, tuple[_Maybe, _Maybe, _Maybe, _Maybe], Settings]
 
 
 @known
+@tail
 class NormAct(nn.Module):
     """Normalises and activates in one pass, with the parameters and buffers of torch's module.
 
@@ -154,7 +155,9 @@ class NormAct(nn.Module):
     def can_add_to(self, stream: Tensor) -> bool:
         """Whether the value for an input of the stream's shape can be added to it in one pass."""
         own_axes = self.spatial_dims is None or stream.dim() == self.spatial_dims + 2
-        return self.norm != "layer" and stream.dim() > 1 and own_axes
+        # What somebody put in the place of a parameter is none of the tape's.
+        own = "weight" in self._parameters and "bias" in self._parameters
+        return self.norm != "layer" and stream.dim() > 1 and own_axes and own
 
     def update_(
         self, stream: Tensor, x: Tensor, *, sign: int = 1, fraction_bits: int | None = None
@@ -188,9 +191,11 @@ class NormAct(nn.Module):
         return dx, [(parameter, grad) for parameter, grad in pairs if parameter is not None]
 
     def largest(self, shape: Sequence[int]) -> Tensor:
-        """A bound of the value's size: of n numbers, none is sqrt(n - 1) deviations from the mean.
+        """A bound of the value's size.
 
-        No activation makes a number larger, but a steep leaky ReLU.
+        Of n numbers, none is further than sqrt(n - 1) deviations from the mean, and n / sqrt(n - 1)
+        where the mean is rounded to one of the other numbers. No activation makes a number larger,
+        but a steep leaky ReLU.
         """
         weight, bias = (None if t is None else t.detach() for t in (self.weight, self.bias))
         device = None if weight is None else weight.device
@@ -200,7 +205,7 @@ class NormAct(nn.Module):
         together = math.prod(shape) // (self._settings(shape[1]).groups * samples)
         steepest = max(1.0, abs(self.slope)) if self.activation == "leaky_relu" else 1.0
         size = torch.ones((), device=device) if weight is None else weight.abs().amax().float()
-        bound = math.sqrt(together) * size
+        bound = 1.001 * max(1.0, together / math.sqrt(max(1, together - 1))) * size
         return steepest * (bound if bias is None else bound + bias.abs().amax().float())
 
     # --- inside -------------------------------------------------------------------------------
@@ -251,8 +256,7 @@ class NormAct(nn.Module):
             return
         assert self.running_mean is not None and self.running_var is not None
         share: float | Tensor = self.momentum or 0.0
-        if self.norm == "batch":
-            assert self.num_batches_tracked is not None
+        if self.norm == "batch" and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
                 share = 1 / self.num_batches_tracked.double()
@@ -264,7 +268,8 @@ class NormAct(nn.Module):
 
     def _check_input(self, x: Tensor) -> None:
         channels = x.shape[1] if x.dim() > 1 else 0
-        if channels != self.num_features:
+        named = self.weight is not None or self.bias is not None or self._has_statistics()
+        if channels != self.num_features and (named or self.norm != "instance" or x.dim() < 2):
             raise ValueError(
                 f"made for (N, {self.num_features}, ...), got x of shape {tuple(x.shape)}"
             )

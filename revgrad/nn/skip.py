@@ -41,7 +41,7 @@ class _Skip(IsometricLayer):
             return f"channels={self.channels}"
         return f"fraction={self.fraction}"
 
-    def _split(self, *streams: Tensor) -> State:
+    def _split(self, *streams: Tensor, copy: bool = True) -> State:
         """The rest of each stream, then the skip of each."""
         pairs = []
         for i, x in enumerate(streams):
@@ -52,7 +52,8 @@ class _Skip(IsometricLayer):
                     f"split into a skip of {skip} and a rest"
                 )
             # Copies: as views, skips would keep the whole stream in memory until they are joined.
-            pairs.append(split_dense(x, (skip, x.shape[1] - skip), 1, copy=True))
+            sizes = [skip, x.shape[1] - skip]
+            pairs.append(split_dense(x, sizes, 1, copy=True) if copy else x.split(sizes, 1))
         return *(rest for _, rest in pairs), *(skip for skip, _ in pairs)
 
     def _join(self, x1: Tensor, x2: Tensor, skip1: Tensor, skip2: Tensor) -> State:
@@ -127,6 +128,10 @@ class JoinSkip(_Skip):
     def inverse(self, y1: Tensor, y2: Tensor, *args: Any, **kwargs: Any) -> State:
         """Split the skips off again."""
         return self._split(y1, y2)
+
+    def inverse_of_gradients(self, *grads: Tensor) -> State:
+        """Parts of the gradients, without another copy of both."""
+        return self._split(*grads, copy=False)
 
     def out_channels(self, channels: tuple[int, ...]) -> tuple[int, ...]:
         """Each stream and its skip together."""

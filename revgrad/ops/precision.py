@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,11 @@ from typing import Any
 import torch
 
 from revgrad.dataless import without_autocast
+
+_lock = threading.Lock()
+_inside = 0  # how many threads, or levels of one, need full precision now
+_before: list[str] = []
+_FULL = ("none", "ieee")
 
 
 @contextmanager
@@ -18,14 +24,43 @@ def full_precision(device: torch.device) -> Iterator[None]:
     `torch.set_float32_matmul_precision` and TF32 round the factors to 10 binary digits or fewer.
     A sub-network may be as coarse as it likes; an orthogonal matrix that is not orthogonal to
     rounding makes what is computed back drift.
+
+    The settings are the process's. They are touched only where they are coarse, and put back when
+    the last thread leaves.
     """
-    settings: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
-    before = [s.fp32_precision for s in settings]
-    for s in settings:
-        s.fp32_precision = "ieee"
+    _enter()
     try:
         with without_autocast(device):
             yield
     finally:
-        for s, precision in zip(settings, before, strict=True):
-            s.fp32_precision = precision
+        _leave()
+
+
+def _settings() -> list[Any]:
+    """The settings of matrix products on GPU and CPU."""
+    backends: Any = torch.backends
+    return [backends.cuda.matmul, backends.mkldnn.matmul]
+
+
+def _enter() -> None:
+    global _inside
+    with _lock:
+        if _inside == 0:
+            _before[:] = [s.fp32_precision for s in _settings()]
+            for setting, precision in zip(_settings(), _before, strict=True):
+                if precision not in _FULL:
+                    setting.fp32_precision = "ieee"
+        _inside += 1
+
+
+def _leave() -> None:
+    global _inside
+    with _lock:
+        _inside -= 1
+        if _inside:
+            return
+        inherited = torch.backends.fp32_precision  # type: ignore[attr-defined]
+        for setting, precision in zip(_settings(), _before, strict=True):
+            if precision not in _FULL:
+                # "none" follows the setting for all backends, as it did before.
+                setting.fp32_precision = "none" if precision == inherited else precision

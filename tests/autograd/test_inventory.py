@@ -6,6 +6,7 @@ from torch import nn
 
 from revgrad import AdditiveCoupling, ReversibleSequence
 from revgrad.autograd.inventory import Inventory, may_misread_gradients
+from revgrad.errors import ReversibleError
 
 
 def noisy(*_):
@@ -149,3 +150,16 @@ def test_instance_norm_and_unknown_modules_might_misread():
     assert may_misread_gradients(nn.Sequential(nn.Conv2d(1, 1, 1), nn.InstanceNorm2d(1)))
     assert may_misread_gradients(nn.Bilinear(2, 2, 2))
     assert not may_misread_gradients(ReversibleSequence([AdditiveCoupling(plain())]))
+    hooked = nn.Sequential(nn.Conv2d(1, 1, 1))
+    hooked[0].register_forward_hook(lambda _, __, y: nn.functional.instance_norm(y))
+    assert may_misread_gradients(hooked)
+
+
+def test_layers_with_a_call_of_their_own_are_watched():
+    class Doubling(AdditiveCoupling):
+        def __call__(self, *args, **kwargs):
+            return tuple(2 * t for t in super().__call__(*args, **kwargs))
+
+    net = ReversibleSequence([Doubling(nn.Conv1d(3, 3, 1))])
+    with pytest.raises(ReversibleError, match="changed the output of this reversible layer"):
+        net(torch.randn(2, 6, 8))

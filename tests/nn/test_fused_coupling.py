@@ -125,9 +125,29 @@ def with_backward_hook(f):
     return f
 
 
+class Square(nn.Module):
+    def forward(self, weight):
+        return 1 + weight * weight
+
+
+def with_parametrization(f):
+    nn.utils.parametrize.register_parametrization(f[-1], "weight", Square())
+    return f
+
+
 def with_own_forward(f):
     f[-1].forward = lambda x: 2 * type(f[-1]).forward(f[-1], x)
     return f
+
+
+class Codebook(nn.Module):
+    """Has an `update_`, too, but of its own kind."""
+
+    def forward(self, x):
+        return x.sin()
+
+    def update_(self, stream):
+        return stream
 
 
 class Doubled(NormAct):
@@ -147,6 +167,8 @@ class Backwards(nn.Sequential):
         with_hook_on_all(made(3)),
         with_backward_hook(made(3)),
         with_own_forward(made(3)),
+        with_parametrization(made(3)),
+        nn.Sequential(nn.Conv2d(3, 3, 1), Codebook()),
         nn.Sequential(nn.Conv2d(3, 3, 1), Doubled(3)),
         Backwards(nn.Conv2d(3, 3, 1), NormAct(3)),
         nn.Sequential(nn.Conv2d(3, 3, 1), NormAct((3, 4, 4), "layer")),
@@ -154,15 +176,8 @@ class Backwards(nn.Sequential):
         nn.Sequential(),
     ],
     ids=[
-        "hook",
-        "hook on all",
-        "backward hook",
-        "forward",
-        "subclass",
-        "sequential",
-        "layer",
-        "dropout",
-        "empty",
+        *("hook", "hook on all", "backward hook", "forward", "parametrization", "codebook"),
+        *("subclass", "sequential", "layer", "dropout", "empty"),
     ],
 )
 def test_what_runs_differently_is_not_fused(uses, f):
@@ -183,6 +198,29 @@ def _repeated(net):
         y.square().sum().backward()
         found.append([y.detach(), *(p.grad.clone() for p in net.parameters())])
     return found
+
+
+def test_a_weight_that_is_no_parameter_is_not_lost(uses):
+    tail = NormAct(3, affine=True)
+    made = nn.Parameter(torch.randn(3).double())
+    del tail._parameters["weight"]
+    tail.weight = 2 * made
+    net = ReversibleSequence([AdditiveCoupling(nn.Sequential(nn.Conv2d(3, 3, 1), tail))]).double()
+    with pytest.raises(ReversibleError, match="its gradient would be lost"):
+        net(torch.randn(2, 6, 4, 4).double()).square().sum().backward()
+    assert not uses
+
+
+def test_a_layer_that_evaluates_in_its_own_way_is_asked():
+    class Tripled(AdditiveCoupling):
+        def run(self, module, x, *args, **kwargs):
+            return 3 * super().run(module, x, *args, **kwargs)
+
+    torch.manual_seed(0)
+    net, x = ReversibleSequence([Tripled(made(3))]).double(), torch.randn(2, 6, 4, 4).double()
+    saved = net(x)
+    net.save_memory = False
+    assert torch.equal(saved, net(x))
 
 
 def test_double_backward():
@@ -246,6 +284,15 @@ def test_values_that_are_not_finite_are_noticed():
         net(torch.randn(2, 6, 4, 4))
 
 
+def test_values_without_variance_are_noticed():
+    f = nn.Sequential(nn.Conv2d(3, 3, 1), NormAct(3, "instance", eps=0.0, affine=True))
+    with torch.no_grad():
+        f[0].weight.zero_()
+    net = ReversibleSequence([AdditiveCoupling(f)], arithmetic="exact")
+    with pytest.raises(ReversibleError, match=r"value of the sub-network is not finite"):
+        net(torch.randn(2, 6, 4, 4))
+
+
 def test_not_fused_where_the_bound_is_too_coarse(uses):
     """The value may reach sqrt(n) times the weight, but does not."""
     net = ReversibleSequence([AdditiveCoupling(made(3))], arithmetic="exact", fraction_bits=24)
@@ -276,6 +323,15 @@ def test_bound_holds(kind, activation):
     bound = module.largest(x.shape)
     assert largest <= bound
     assert largest > 0.2 * bound or activation == "relu"
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 100])
+def test_bound_holds_for_neighbouring_numbers_far_from_zero(n):
+    """Where the rounded mean is one of the numbers."""
+    x = torch.full((1, 1, n), 1e10)
+    x[..., 0] += 1024
+    module = NormAct(1, eps=1e-12)
+    assert module(x).abs().max() <= module.largest(x.shape)
 
 
 # --- memory -------------------------------------------------------------------------------------

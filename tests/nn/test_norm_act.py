@@ -154,7 +154,7 @@ def test_bad_groups_statistics_and_images_are_refused():
     with pytest.raises(ValueError, match="running statistics go with instance and batch"):
         NormAct(4, "layer", track_running_stats=True)
     with pytest.raises(ValueError, match=r"made for \(N, 4, ...\)"):
-        NormAct(4)(torch.randn(2, 3, 5))
+        NormAct(4, affine=True)(torch.randn(2, 3, 5))
     with pytest.raises(ValueError, match="trailing axes"):
         NormAct((4, 5), "layer")(torch.randn(2, 5, 4))
     for norm, shape in (("batch", (1, 4)), ("instance", (3, 4, 1))):
@@ -169,3 +169,18 @@ def test_it_stands_for_nothing_else(other):
     for activation in (nn.Tanh(), nn.GELU(approximate="tanh")):
         with pytest.raises(TypeError, match=type(activation).__name__):
             NormAct.like(nn.BatchNorm2d(4), activation)
+
+
+def test_what_torch_accepts():
+    """Norms without parameters take any number of channels, and a counter may be missing."""
+    x = torch.randn(2, 4, 5, 5)
+    with pytest.warns(UserWarning, match="num_features"):
+        expected = nn.InstanceNorm2d(3)(x)
+    assert torch.allclose(NormAct.like(nn.InstanceNorm2d(3))(x), expected, atol=1e-6)
+    norms = [nn.BatchNorm2d(4, momentum=momentum) for momentum in (0.1, None)]
+    for norm in norms:
+        norm.num_batches_tracked = None
+        twin = copy.deepcopy(norm)
+        fused = NormAct.like(twin)
+        assert torch.allclose(fused(x), norm(x), atol=1e-6)
+        assert torch.allclose(fused.running_mean, norm.running_mean)

@@ -305,3 +305,30 @@ def test_mixing_of_any_number_of_axes(size):
         assert torch.autograd.gradcheck(net, x.requires_grad_()) if x.numel() else True
         y = net(x)
         assert y.shape == x.shape and torch.allclose(net.inverse(y), x)
+
+
+def test_mixing_of_an_empty_batch_in_exact_arithmetic():
+    net = ReversibleSequence([ChannelMixing(6)], arithmetic="exact")
+    assert net(torch.randn(0, 6, 4, 4)).shape == (0, 6, 4, 4)
+
+
+def test_mixing_of_gradients_in_any_layout():
+    """Of one stream the gradient is passed on as the sub-network gave it."""
+
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return torch.sin(self.conv(x.transpose(2, 3).contiguous())).transpose(2, 3)
+
+    torch.manual_seed(0)
+    mixing = ChannelMixing(6, init="random")
+    net = ReversibleSequence([mixing, AdditiveCoupling(Turned())]).double()
+    streams = tuple(torch.randn(2, 3, 4, 5).double().requires_grad_() for _ in range(2))
+    found = []
+    for net.save_memory in (True, False):
+        found.append(torch.autograd.grad(net(streams)[1].square().sum(), streams))
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
