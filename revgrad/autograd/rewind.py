@@ -153,6 +153,9 @@ class Rewind:
         args, kwargs = self._record.side.with_tensors(self._leaves)
 
         def call() -> tuple[State, Gradients]:
+            if not args and not kwargs:
+                # Python moves these arguments; with `*args` it would hold them until the return.
+                return step(self, handed.pop(), grads)
             return step(self, handed.pop(), grads, *args, **kwargs)
 
         with torch.set_grad_enabled(self.differentiable):

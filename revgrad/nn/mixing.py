@@ -73,8 +73,9 @@ class ChannelMixing(ReversibleLayer):
         weight = rewind.weight(self.matrices)
         matrix = weight.value[0]
         in_place = not rewind.differentiable and not any(map(is_shared, outputs))
-        inputs = self._unmixed(matrix, outputs, into=outputs if in_place else None)
         filled = rewind.filled(outputs, grads)
+        inputs = self._unmixed(matrix, outputs, into=outputs if in_place else None)
+        del outputs  # not to be held while the gradients are mixed
         if filled is None:
             return inputs, (None,) * len(inputs)
         if weight.needs_grad:

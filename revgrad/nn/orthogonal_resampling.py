@@ -127,8 +127,9 @@ class OrthogonalDownsample(_OrthogonalResampling):
         """Invert the streams and their gradients alike."""
         weight = rewind.weight(self.matrices)
         q = weight.value
-        inputs = self._up(q, *outputs)
         filled = rewind.filled(outputs, grads)
+        inputs = self._up(q, *outputs)
+        del outputs  # not to be held while the gradients are resampled
         if filled is None:
             return inputs, (None,) * len(inputs)
         self._book(weight, inputs, filled)
@@ -163,8 +164,9 @@ class OrthogonalUpsample(_OrthogonalResampling):
         """Invert the streams and their gradients alike."""
         weight = rewind.weight(self.matrices)
         q = weight.value
-        inputs = self._down(q, *outputs)
         filled = rewind.filled(outputs, grads)
+        inputs = self._down(q, *outputs)
+        del outputs  # not to be held while the gradients are resampled
         if filled is None:
             return inputs, (None,) * len(inputs)
         self._book(weight, filled, inputs)
