@@ -43,11 +43,19 @@ class BuildKernels(build_ext):
 
 
 class AnyPythonWheel(bdist_wheel):
-    """A wheel with kernels fits every Python 3 on this platform."""
+    """A wheel with kernels fits every Python 3 on Linux with this machine's glibc or a newer one."""
 
     def get_tag(self) -> tuple[str, str, str]:
         tag = super().get_tag()
-        return tag if self.root_is_pure else ("py3", "none", tag[2])
+        return tag if self.root_is_pure else ("py3", "none", _manylinux(tag[2]))
+
+
+def _manylinux(tag: str) -> str:
+    """The platform as package indexes take it (PEP 600)."""
+    name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+    if name != "glibc" or not tag.startswith("linux_"):
+        return tag
+    return tag.replace("linux", f"manylinux_{version.replace('.', '_')}", 1)
 
 
 problem = kernels.obstacle()
