@@ -43,7 +43,7 @@ class BuildKernels(build_ext):
 
 
 class AnyPythonWheel(bdist_wheel):
-    """A wheel with kernels fits every Python 3 on Linux with this machine's glibc or a newer one."""
+    """A wheel with kernels fits every Python 3 beside this machine's glibc or a newer one."""
 
     def get_tag(self) -> tuple[str, str, str]:
         tag = super().get_tag()
