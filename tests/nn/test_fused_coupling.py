@@ -358,5 +358,4 @@ def test_less_memory_than_torchs_norms(units):
         return nn.Sequential(*layers)
 
     fused = peak(lambda: made(8, units=units))
-    print(fused, peak(stock))
     assert fused <= peak(stock) - 0.45 * units
