@@ -7,8 +7,9 @@ an output of the same shape. On the two halves (x1, x2) of the channels each pai
     y2 = x2 + g(y1)
 
 All adaptors compute the same function with the very sub-networks they were given, so results and
-gradients can be compared; "revgrad-exact" alone rounds the streams to a grid. They use each library
-as its own documentation tells, and hide nothing of what it does: a difference is the library's.
+gradients can be compared; "revgrad-exact" alone rounds the streams to a grid. Some change what they
+were given, such as the fused ones, so no two may share sub-networks. They use each library as its
+own documentation tells, and hide nothing of what it does: a difference is the library's.
 """
 
 from __future__ import annotations
@@ -43,12 +44,15 @@ class Adaptor:
         about: What it does, in a few words.
         packages: The packages it needs besides torch.
         on_cpu: What to know about its figures on a machine without CUDA.
+        other_format: It gets input and weights in the memory format that the others do not have,
+            for plain code is not always fastest in the format that is best for reversible code.
     """
 
     wrap: Callable[[Couplings], nn.Module]
     about: str
     packages: tuple[str, ...] = ()
     on_cpu: str = ""
+    other_format: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,6 +224,12 @@ ADAPTORS: Mapping[str, Adaptor] = {
     "revgrad-exact": Adaptor(revgrad_exact, 'the same with arithmetic="exact"'),
     "plain-group": Adaptor(
         _plain_group, "plain with GroupNorm(C, C), the faster twin, in the place of instance norm"
+    ),
+    "plain-other-format": Adaptor(
+        _plain, "plain in the other memory format, contiguous or channels-last", other_format=True
+    ),
+    "plain-group-other-format": Adaptor(
+        _plain_group, "plain-group in the other memory format", other_format=True
     ),
     "plain-fused": Adaptor(lambda pairs: _plain(_fused(pairs)), "plain, fused by revgrad.nn.fuse"),
     "revgrad-fused": Adaptor(

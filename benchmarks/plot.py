@@ -24,7 +24,7 @@ _OURS = {
 # One for each of the others, in the order of the table of adaptors.
 _OTHERS = (
     "#222222", "#666666", "#bbbbbb", "#d55e00", "#e69f00", "#999999", "#8c6d31", "#009e73",
-    "#7fbf3f", "#cc79a7", "#9467bd",
+    "#7fbf3f", "#cc79a7", "#9467bd", "#aa8f66", "#5f9ea0",
 )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ def facts(device: str = "cpu") -> Facts:
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16": bfloat16_units(),
         "load": load(),
         "platform": platform.platform(),
         "python": platform.python_version(),
@@ -49,6 +50,13 @@ def cpu() -> str:
         text = ""
     name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return name[1].strip() if name else platform.processor() or platform.machine()
+
+
+def bfloat16_units() -> str:
+    """The processor's instructions for bfloat16 products, which decide what these cost."""
+    known = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
+    names = [name for name, test in known.items() if getattr(torch.cpu, test, bool)()]
+    return " and ".join(names) or "none known"
 
 
 def _peers() -> dict[str, str]:

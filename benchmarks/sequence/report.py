@@ -10,6 +10,7 @@ from revgrad import machine
 from revgrad.benchmarks import pages, plot
 from revgrad.benchmarks.pages import table
 from revgrad.benchmarks.peers import ADAPTORS
+from revgrad.benchmarks.sequence.goal import comparisons
 from revgrad.benchmarks.sequence.run import BASE, Row
 from revgrad.benchmarks.sequence.settings import Plan, Settings
 
@@ -27,6 +28,7 @@ def tables(plan: Plan, rows: Sequence[Row]) -> str:
         f"Time of a step against {BASE}, wall clock (processor), by depth": _by_depth(
             plan, rows, _ratio
         ),
+        **_compared(plan, rows),
         "Time of a step in ms, wall clock, by depth": _by_depth(plan, rows, _milliseconds),
         "Growth of the process in its first step in MiB, by depth; in brackets with the C "
         "library's allocator as it is, whose heap breaks into pieces": _by_depth(
@@ -37,6 +39,11 @@ def tables(plan: Plan, rows: Sequence[Row]) -> str:
     parts = [text for title, table in sections.items() for text in (title + ":", table)]
     notes = "\n".join(f"- {note}" for note in _notes(plan, rows))
     return "\n\n".join([*parts, notes])
+
+
+def _compared(plan: Plan, rows: Sequence[Row]) -> dict[str, str]:
+    text = comparisons(plan, rows)
+    return {"Time of a step against that of others, by depth": text} if text else {}
 
 
 def write(plan: Plan, rows: Sequence[Row], facts: machine.Facts, folder: Path) -> Path:

@@ -17,37 +17,36 @@ from torch import nn
 
 from revgrad.benchmarks.peers import Couplings
 from revgrad.benchmarks.sequence.settings import Settings
-from revgrad.benchmarks.sequence.workload import Step, couplings
+from revgrad.benchmarks.sequence.workload import Step
 from revgrad.memory import measure
 
 
 def memory(settings: Settings, depth: int, variant: str) -> dict[str, Any]:
     """Peak memory of a step, growth of the process, and how often each sub-network ran."""
-    pairs, step, growth = _first_step(settings, depth, variant)
+    step, growth = _first_step(settings, depth, variant)
     report = measure(step, step.module, device=settings.device, warmup=0)
     return {
         "memory": report.as_dict(),
         "growth": growth,
-        "evaluations": _evaluations(step, pairs),
+        "evaluations": _evaluations(step, step.pairs),
     }
 
 
 def growth(settings: Settings, depth: int, variant: str) -> int | None:
     """By how many bytes the process grew in its first step, or None if that is not known."""
-    return _first_step(settings, depth, variant)[2]
+    return _first_step(settings, depth, variant)[1]
 
 
-def _first_step(settings: Settings, depth: int, variant: str) -> tuple[Couplings, Step, int | None]:
+def _first_step(settings: Settings, depth: int, variant: str) -> tuple[Step, int | None]:
     # Libraries that load in the first step of all shall not count as growth.
     tiny = replace(settings, channels=4, size=4, batch=1)
-    Step(variant, couplings(tiny, 2), tiny)()
-    pairs = couplings(settings, depth)
-    step = Step(variant, pairs, settings)
+    Step(variant, tiny, 2)()
+    step = Step(variant, settings, depth)
     # No warm-up at full size: an allocator keeps some of what it had, and would not grow again.
     before = _peak_resident()
     step()
     after = _peak_resident()
-    return pairs, step, None if before is None or after is None else after - before
+    return step, None if before is None or after is None else after - before
 
 
 def timing(
@@ -58,8 +57,7 @@ def timing(
     Yields:
         After every round the seconds of wall clock and of processor time by variant.
     """
-    pairs = couplings(settings, depth)
-    steps = {variant: Step(variant, pairs, settings) for variant in variants}
+    steps = {variant: Step(variant, settings, depth) for variant in variants}
     yield from in_turns(steps, repeats, settings.device)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -62,7 +64,14 @@ class ModuleStep:
 
 
 class Step(ModuleStep):
-    """The step of one variant, the same for all of them."""
+    """The step of one variant, the same for all of them.
 
-    def __init__(self, variant: str, pairs: Couplings, settings: Settings) -> None:
-        super().__init__(ADAPTORS[variant].wrap(pairs), settings)
+    Its sub-networks are its own: variants may change theirs, as fusing does.
+    """
+
+    def __init__(self, variant: str, settings: Settings, depth: int) -> None:
+        adaptor = ADAPTORS[variant]
+        if adaptor.other_format:
+            settings = replace(settings, channels_last=not settings.channels_last)
+        self.pairs = couplings(settings, depth)
+        super().__init__(adaptor.wrap(self.pairs), settings)

@@ -14,13 +14,14 @@ from revgrad import machine
 from revgrad.benchmarks import plot
 from revgrad.benchmarks.peers import ADAPTORS, Availability, available
 from revgrad.benchmarks.progress import Progress
-from revgrad.benchmarks.sequence import add_arguments, report, run, tasks
+from revgrad.benchmarks.sequence import add_arguments, goal, report, run, tasks
 from revgrad.benchmarks.sequence.command import main, plan_of
 from revgrad.benchmarks.sequence.process import TaskError, run_task
 from revgrad.benchmarks.sequence.run import Row
 from revgrad.benchmarks.sequence.settings import Plan, Settings
 from revgrad.benchmarks.sequence.workload import Step, couplings
 from revgrad.cli import main as revgrad
+from revgrad.nn import NormAct
 from revgrad.optional import MissingExtraError
 
 TINY = Settings(channels=4, size=6)
@@ -130,8 +131,7 @@ def test_a_failed_time_measurement_leaves_memory(monkeypatch):
     ],
 )
 def test_step(settings):
-    pairs = couplings(settings, 4)
-    step = Step("revgrad", pairs, settings)
+    step = Step("revgrad", settings, 4)
     step()
     first = step.x.grad
     step()
@@ -143,7 +143,9 @@ def test_step(settings):
         formats = {4: torch.channels_last, 5: torch.channels_last_3d}
         assert step.x.is_contiguous(memory_format=formats[step.x.dim()])
         assert not step.x.is_contiguous()
-    assert all(p.grad is not None for f, g in pairs for p in (*f.parameters(), *g.parameters()))
+    assert all(
+        p.grad is not None for f, g in step.pairs for p in (*f.parameters(), *g.parameters())
+    )
 
 
 def test_the_network_is_the_same_for_every_variant():
@@ -177,6 +179,34 @@ def test_peak_resident_never_falls():
     torch.ones(2**25 // 4).sum()
     after = tasks._peak_resident()
     assert after is not None and after >= before
+
+
+@pytest.mark.parametrize("variant", ["plain-other-format", "plain-group-other-format"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_other_format(variant, channels_last):
+    step = Step(variant, replace(TINY, channels_last=channels_last), 2)
+    weight = step.pairs[0][0][0].weight
+    for tensor in (step.x, step.dy, weight):
+        assert tensor.is_contiguous() is channels_last
+        assert tensor.is_contiguous(memory_format=torch.channels_last) is not channels_last
+
+
+def test_no_variant_changes_the_sub_networks_of_another(monkeypatch):
+    """Fusing replaces modules in place: a plain variant beside it must not be timed fused."""
+    seen = {}
+
+    def look(steps, repeats, device):
+        for name, step in steps.items():
+            step()
+            seen[name] = [type(m) for f, _ in step.pairs for m in f]
+        yield {}
+
+    monkeypatch.setattr(tasks, "in_turns", look)
+    list(tasks.timing(TINY, 2, ["plain", "revgrad-fused", "plain-group", "revgrad"], 1))
+    stock = [nn.Conv2d, nn.InstanceNorm2d, nn.LeakyReLU]
+    assert seen["plain"] == seen["revgrad"] == stock
+    assert seen["plain-group"] == [nn.Conv2d, nn.GroupNorm, nn.LeakyReLU]
+    assert NormAct in seen["revgrad-fused"]
 
 
 def test_timing_gives_every_variant_in_every_round():
@@ -247,7 +277,7 @@ MEMORY = {
     "scratch": MIB,
     "other": 2 * MIB,
 }
-TIME = {"wall": 0.02, "wall_ratio": 1.25, "cpu": 0.02, "cpu_ratio": 1.3}
+TIME = {"wall": 0.02, "wall_rounds": [0.02], "wall_ratio": 1.25, "cpu": 0.02, "cpu_ratio": 1.3}
 PLAN = Plan(Settings(), ("plain", "revgrad", "offload", "memcnn"), (10, 20), 7)
 ROWS = [
     row
@@ -349,3 +379,24 @@ def test_progress_in_a_file_and_on_a_terminal():
     assert terminal.getvalue().count("\n") == 1
     assert f"[{'#' * 15:<30}] one" in terminal.getvalue()
     assert f"[{'#' * 30}] two" in terminal.getvalue()
+
+
+# --- goals ----------------------------------------------------------------------------------------
+
+
+def test_comparisons_take_the_fastest_of_the_others():
+    def row(variant, *seconds):
+        return Row(variant, 4, time={"wall_rounds": list(seconds)})
+
+    rows = [row("plain", 9.0, 8.0, 9.0), row("plain-group", 2.0, 4.0, 4.0)]
+    rows += [row("revgrad-fused", 3.0, 6.0, 2.0), row("compiled", 1.0, 1.0, 1.0)]
+    plan = Plan(TINY, tuple(r.variant for r in rows), (4,), 3)
+    lines = [
+        [c.strip() for c in line.split("|")[1:-1]]
+        for line in goal.comparisons(plan, rows).splitlines()
+    ]
+    assert lines[0] == ["variant", "against", "4", "goal"]
+    assert ["revgrad-fused", "fastest plain", "1.50", "at most 0.95"] in lines
+    assert ["revgrad-fused", "plain compiled", "3.00", "at most 1.15"] in lines
+    assert not any("float mode" in line for line in lines)
+    assert goal.comparisons(plan, rows[:2]) == ""
