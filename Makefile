@@ -13,10 +13,11 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c $
 # The names carry the versions: another torch, or other peers, make another stamp.
 READY       := $(VENV)/.ready-torch-$(TORCH)
 PEERS_READY := $(VENV)/.peers-torch-$(TORCH)
+DOCS_READY  := $(VENV)/.docs-torch-$(TORCH)
 TYPED       := $(VENV)/typed
 
 .DEFAULT_GOAL := help
-.PHONY: help env kernels cuda wheel sanitize test test-slow lint demo bench peers clean
+.PHONY: help env kernels cuda wheel sanitize test test-slow lint docs demo bench peers clean
 .DELETE_ON_ERROR:
 
 help:  ## print this list
@@ -58,6 +59,10 @@ lint: $(READY)  ## check format, style and types
 	@ln -s $(CURDIR)/revgrad/* $(CURDIR)/models $(CURDIR)/benchmarks $(TYPED)/revgrad
 	MYPYPATH=$(TYPED) $(BIN)/mypy $(TYPED)/revgrad tests examples
 
+docs: $(DOCS_READY)  ## build the documentation site into build/docs
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/docs
+	cp build/docs/README.html build/docs/index.html
+
 demo: $(READY)  ## train a small iUNet and show what its reversible form saves
 	$(BIN)/python -m revgrad demo
 
@@ -79,11 +84,15 @@ $(BIN)/python:
 
 # The tools and torch come first because the package is built in this environment, beside them.
 $(READY): pyproject.toml setup.py revgrad/version.py | $(BIN)/python
-	rm -f $(VENV)/.ready-* $(VENV)/.peers-*
+	rm -f $(VENV)/.ready-* $(VENV)/.peers-* $(VENV)/.docs-*
 	echo "torch==$(TORCH)" > $(CONSTRAINTS)
 	$(PIP_INSTALL) "setuptools>=77" ninja numpy "torch==$(TORCH)"
 	MAX_JOBS=$(JOBS) $(PIP_INSTALL) --no-build-isolation -e ".[dev]"
 	$(BIN)/python .ci/check_environment.py $(TORCH)
+	touch $@
+
+$(DOCS_READY): $(READY)
+	$(PIP_INSTALL) --no-build-isolation -e ".[docs]"
 	touch $@
 
 # Without their dependencies, which would bring torchvision.

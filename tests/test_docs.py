@@ -1,5 +1,6 @@
 """The examples of the documentation run, and what they define is right."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -7,11 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+import revgrad
+import revgrad.models
+import revgrad.ops
 from revgrad import ReversibleSequence
 from revgrad.benchmarks.reliability.cases import CASES
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
 
 
 def examples(page):
@@ -61,3 +65,15 @@ def test_links_between_pages_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!http)([^)#]+)", text):
         assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "module",
+    [revgrad, revgrad.nn, revgrad.memory, revgrad.ops, revgrad.models],
+    ids=lambda m: m.__name__,
+)
+def test_the_reference_lists_all_that_is_public(module):
+    pages = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "docs" / "api").glob("*.md"))
+    listed = set(re.findall(r"auto(?:class|function|exception):: revgrad[\w.]*\.(\w+)", pages))
+    modules = {n for n in module.__all__ if inspect.ismodule(getattr(module, n))}
+    assert set(module.__all__) - modules - {"__version__"} <= listed

@@ -53,7 +53,7 @@ class NormAct(nn.Module):
         dtype: Of parameters and buffers.
 
     Shapes:
-        (N, C, ...) and the same out; for "layer" (..., *num_features).
+        (N, C, ...) and the same out; for "layer" `(..., *num_features)`.
     """
 
     _version = 2  # as torch's: state_dicts hold num_batches_tracked
