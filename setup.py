@@ -71,6 +71,6 @@ setup(
         "revgrad": ["py.typed"],
         "revgrad.models": ["**/*.npz", "**/*.json", "**/*.md"],
     },
-    ext_modules=[] if problem else [Extension("revgrad._C", [])],
+    ext_modules=[] if problem else [Extension("revgrad._C", [], optional=not REQUIRED)],
     cmdclass={"build_ext": BuildKernels, "bdist_wheel": AnyPythonWheel},
 )

@@ -15,8 +15,9 @@ inline cudaStream_t current_stream(const Tensor& t) {
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
                   "revgrad: this build of torch has no CUDA");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  // torch's own macro for this changed its name between 2.11 and 2.13.
+  const AOTITorchError code = aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream);
+  STD_TORCH_CHECK(code == AOTI_TORCH_SUCCESS, "revgrad: torch did not name its CUDA stream");
   return static_cast<cudaStream_t>(stream);
 }
 
