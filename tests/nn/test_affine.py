@@ -7,7 +7,16 @@ from torch import nn
 from revgrad import AffineCoupling, ReversibleError, ReversibleSequence, is_recomputing
 from revgrad.memory import measure
 
-from .flows import DOUBLE, expect_same, gradients, jacobian_logdet, sequence, sub
+from .flows import (
+    DOUBLE,
+    calm,
+    expect_same,
+    gradients,
+    jacobian_logdet,
+    relative_errors,
+    sequence,
+    sub,
+)
 
 SCALES = ["tanh", "atan", "sigmoid"]
 
@@ -99,19 +108,24 @@ def test_gradcheck_of_output_and_logdet(one, scale, spatial_dims):
 @pytest.mark.parametrize("one", [True, False])
 def test_float64_gradients_at_depth_100(one, scale):
     torch.manual_seed(0)
-    net = sequence(couplings(100 if one else 50, one=one, scale=scale))
+    net = calm(sequence(couplings(100 if one else 50, one=one, scale=scale)))
     expect_same(net, torch.randn(2, 4, 4, 4, dtype=DOUBLE), tolerance=1e-9)
 
 
-def test_float32_drifts_a_little():
-    """Far less than an exponential of the bound: what counts are the scales that occur."""
+@pytest.mark.parametrize("scale", SCALES)
+def test_float32_drifts_a_little(scale):
+    """Beside the rounding of ordinary autograd, at depth 100: what counts are the scales that
+    occur, not their bound."""
     torch.manual_seed(0)
-    net = ReversibleSequence(couplings(25))
+    net = calm(ReversibleSequence(couplings(50, scale=scale)))
     x = torch.randn(2, 4, 8, 8)
-    found = gradients(net, x)
-    expected = gradients(net.double(), x.double())
-    for a, b in zip(found, expected, strict=True):
-        assert (a.double() - b).norm() <= 1e-4 * b.norm()
+    results = []
+    for net.save_memory in (True, False):
+        results.append([t.clone() for t in gradients(net, x)])
+    exact = gradients(net.double(), x.double())
+    found, plain = (relative_errors(r, exact) for r in results)
+    assert found < 1e-4
+    assert found < 30 * plain
 
 
 def test_logdet_is_that_of_the_jacobian():
