@@ -23,7 +23,9 @@ _EPSILON = 1e-6  # of the standard deviation, for channels that are constant
 
 @known
 class ActNorm(ReversibleLayer):
-    """Scales and shifts each channel of both streams (Glow, Kingma and Dhariwal 2018)::
+    """Scales and shifts each channel of both streams.
+
+    In Glow (Kingma and Dhariwal 2018, section 3.1)::
 
         y = x * exp(log_scale) + shift
 

@@ -1,8 +1,8 @@
 """The log-determinant of a sequence: the sum of what its layers give.
 
-Wanted is ln |det dy/dx| by sample, of all entries of the sample together, as the change of variables
-in a normalising flow needs it (RealNVP, Dinh et al. 2017, eq. 2). A layer of volume one, such as an
-additive coupling, a permutation or an orthogonal matrix, contributes zero.
+Wanted is ln |det dy/dx| by sample, of all entries of the sample together, as the change of
+variables in a normalising flow needs it (RealNVP, Dinh et al. 2017, eq. 2). A layer of volume one,
+such as an additive coupling, a permutation or an orthogonal matrix, contributes zero.
 """
 
 from __future__ import annotations

@@ -106,9 +106,7 @@ class ReversibleSequence(nn.Module):
         self.fraction_bits = fraction_bits
         self.check = check
 
-    def forward(
-        self, x: Tensor | State, *args: Any, logdet: bool = False, **kwargs: Any
-    ) -> Any:
+    def forward(self, x: Tensor | State, *args: Any, logdet: bool = False, **kwargs: Any) -> Any:
         """Run the layers.
 
         Args:
@@ -145,9 +143,7 @@ class ReversibleSequence(nn.Module):
         further += (passage.taps,) if self._has_taps() else ()
         return (output, *further) if further else output
 
-    def inverse(
-        self, y: Tensor | State, *args: Any, logdet: bool = False, **kwargs: Any
-    ) -> Any:
+    def inverse(self, y: Tensor | State, *args: Any, logdet: bool = False, **kwargs: Any) -> Any:
         """Compute the input from the output, by ordinary autograd where gradients are needed.
 
         Args:

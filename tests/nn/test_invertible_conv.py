@@ -116,7 +116,7 @@ def test_what_it_refuses():
         Invertible1x1Conv(3, init=torch.ones(3, 3))
     with pytest.raises(ValueError, match=r"matrix \(3, 3\)"):
         Invertible1x1Conv(3, init=torch.ones(2, 2))
-    with pytest.raises(ValueError, match="'random' or|'identity' or"):
+    with pytest.raises(ValueError, match="'identity' or 'random'"):
         Invertible1x1Conv(3, init="haar")
     with pytest.raises(ReversibleError, match=r"layer 0 \(Invertible1x1Conv\): made for 4"):
         ReversibleSequence([Invertible1x1Conv(4)])(torch.randn(1, 6, 2))

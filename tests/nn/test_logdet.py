@@ -256,7 +256,9 @@ def test_torch_func():
     x = torch.randn(3, 4, 3, 3, dtype=DOUBLE)
     leaf = x.clone().requires_grad_()
     (expected,) = torch.autograd.grad(net(leaf, logdet=True)[1].sum(), leaf)
-    assert (torch.func.grad(lambda v: net(v, logdet=True)[1].sum())(x) - expected).abs().max() < 1e-12
+    assert (
+        torch.func.grad(lambda v: net(v, logdet=True)[1].sum())(x) - expected
+    ).abs().max() < 1e-12
     by_sample = torch.func.vmap(torch.func.grad(lambda v: net(v[None], logdet=True)[1].sum()))(x)
     assert (by_sample - expected).abs().max() < 1e-12
     _, tangent = torch.func.jvp(lambda v: net(v, logdet=True)[1], (x,), (x,))
