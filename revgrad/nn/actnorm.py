@@ -36,10 +36,12 @@ class ActNorm(ReversibleLayer):
     nothing is set: before the first batch the layer is then the identity.
 
     Note:
-        With DistributedDataParallel, run one batch through the network before wrapping it: each
-        process would otherwise start from its own batch, with other parameters than the rest.
-        Wrapping sends parameters and buffers of the first process to all. An optimizer may be
-        made before the first batch; a `torch.func` transform has to come after it.
+        Where several processes train together, run one batch through the network under
+        `torch.no_grad()` before wrapping it in DistributedDataParallel or sharding it: each would
+        otherwise start from its own batch, and sharded parameters would lose what is written into
+        them. Wrapping sends the first process's parameters to all. A training step of several
+        processes that finds no start raises an error. An optimizer may be made before the first
+        batch; a `torch.func` transform has to come after it.
 
     Args:
         channels: Channels of both streams together, C.
@@ -79,6 +81,12 @@ class ActNorm(ReversibleLayer):
             raise ReversibleError(
                 "ActNorm starts from its first batch, which can't be one of a torch.func "
                 "transform: run a batch through the network before"
+            )
+        if torch.is_grad_enabled() and _several_processes():
+            raise ReversibleError(
+                "ActNorm starts from its first batch, which is another one in each process: run a "
+                "batch through the network under torch.no_grad() before it is wrapped in "
+                "DistributedDataParallel or sharded"
             )
         self._initialise(streams)
 
@@ -197,6 +205,13 @@ class ActNorm(ReversibleLayer):
         dtype = at_least_float32(self.log_scale.dtype, streams[0].dtype)
         total = (self._pixels(streams).to(dtype) * self.log_scale.to(dtype)).sum()
         return total.expand(streams[0].shape[0]).clone()
+
+
+def _several_processes() -> bool:
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    return distributed.get_world_size() > 1
 
 
 def _products(a: State, b: State) -> State:

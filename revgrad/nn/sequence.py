@@ -139,8 +139,8 @@ class ReversibleSequence(nn.Module):
         if tape is not None and watch is None and self.anchor_every is None:
             warn_of_drift(state, tape.length)
         output = self._close(passage, state, x, factor)
-        further = () if passage.logdet is None else (passage.logdet.value,)
-        further += (passage.taps,) if self._has_taps() else ()
+        further: list[Any] = [] if passage.logdet is None else [passage.logdet.value]
+        further += [passage.taps] if self._has_taps() else []
         return (output, *further) if further else output
 
     def inverse(self, y: Tensor | State, *args: Any, logdet: bool = False, **kwargs: Any) -> Any:

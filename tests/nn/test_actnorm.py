@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.checkpoint import checkpoint
 
 from revgrad import ActNorm, AdditiveCoupling, AffineCoupling, ReversibleError, ReversibleSequence
@@ -183,6 +184,25 @@ def test_memory_does_not_grow_with_depth():
 
     # Besides the weights there is the buffer `initialised` of each layer, a byte.
     assert len({peak(depth) - depth for depth in (2, 8, 24)}) == 1
+
+
+@pytest.fixture
+def two_processes():
+    """This process as the first of two; the other one is not there."""
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_several_processes_do_not_each_start_on_their_own(two_processes):
+    net = ReversibleSequence([ActNorm(4)])
+    x = torch.randn(2, 4, 3)
+    with pytest.raises(ReversibleError, match=r"layer 0 \(ActNorm\): .*DistributedDataParallel"):
+        net(x)
+    assert not net[0].initialised
+    with torch.no_grad():
+        net(x)
+    net(x).sum().backward()
 
 
 def test_what_it_refuses():
