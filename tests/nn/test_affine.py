@@ -161,6 +161,21 @@ def test_each_sub_network_is_evaluated_exactly_twice_a_step(one, logdet):
     assert again == parts[::-1]
 
 
+@pytest.mark.parametrize("one", [False, True])
+def test_what_a_hook_keeps_is_not_written_into(one):
+    torch.manual_seed(0)
+    net, seen = sequence(couplings(3, one=one)), []
+    for layer in net:
+        for f in (layer.f, layer.g):
+            if f is not None:
+                f.register_forward_hook(lambda m, args, out: seen.append(args[0]))
+    y, logdet = net(torch.randn(2, 4, 3, 3, dtype=DOUBLE), logdet=True)
+    (y.sum() + logdet.sum()).backward()
+    half = len(seen) // 2
+    for first, again in zip(seen[:half], reversed(seen[half:]), strict=True):
+        assert (first - again).abs().max() < 1e-12
+
+
 class Stateful(nn.Module):
     """Batch norm and dropout: the state that a repetition has to bring back."""
 
