@@ -6,10 +6,13 @@ from revgrad.autograd import check_reconstruction, is_recomputing
 from revgrad.errors import ReversibleError
 from revgrad.fixed_point import FixedPoint
 from revgrad.nn import (
+    ActNorm,
     AdditiveCoupling,
+    AffineCoupling,
     ChannelMixing,
     HaarDownsample,
     HaarUpsample,
+    Invertible1x1Conv,
     JoinSkip,
     OrthogonalDownsample,
     OrthogonalUpsample,
@@ -25,11 +28,14 @@ from revgrad.version import __version__
 
 # Not `nn` and `memory`: a star import must not hide torch.nn.
 __all__ = [
+    "ActNorm",
     "AdditiveCoupling",
+    "AffineCoupling",
     "ChannelMixing",
     "FixedPoint",
     "HaarDownsample",
     "HaarUpsample",
+    "Invertible1x1Conv",
     "JoinSkip",
     "OrthogonalDownsample",
     "OrthogonalUpsample",

@@ -53,13 +53,18 @@ class Evaluated:
         assert value is not None, "the value was taken before"
         return value
 
-    def pull(self) -> Tensor | None:
+    def pull(self, grad: Tensor | None = None) -> Tensor | None:
         """Gradient with respect to the sub-network's input.
 
         Gradients of parameters and side inputs go to the step's own account. The graph of the
         sub-network is freed on the way.
+
+        Args:
+            grad: Gradient of the value, where it is known only once the value is; it replaces the
+                one that `evaluate` got.
         """
-        edge, grad, self._edge, self._grad = self._edge, self._grad, None, None
+        edge, known, self._edge, self._grad = self._edge, self._grad, None, None
+        grad = known if grad is None else grad
         if edge is None or grad is None:
             return None
         return self._rewind._gradients([edge], [grad.to(self._dtype)], self._inputs)[0]
@@ -81,9 +86,11 @@ class EvaluatedInParts(Evaluated):
         self._cut = cut
         self._statistics = statistics
 
-    def pull(self) -> Tensor | None:
+    def pull(self, grad: Tensor | None = None) -> Tensor | None:
         """Gradient with respect to the sub-network's input."""
-        grad, self._grad = self._grad, None
+        known, self._grad = self._grad, None
+        grad = known if grad is None else grad
+        del known
         if grad is None:
             return None
         before = self.take_unrounded()
@@ -91,7 +98,7 @@ class EvaluatedInParts(Evaluated):
         dy = grad.to(before.dtype)
         self._grad, own = self._cut.tail.gradients(dy, before, self._statistics)
         del before, dy, grad  # not to be held while the head's gradients are computed
-        self._rewind._book(own)
+        self._rewind.book(own)
         return super().pull()
 
 
@@ -267,6 +274,20 @@ class Rewind:
             return stream
         return stream.sub_(evaluated.take_value())
 
+    def book(self, grads: list[tuple[Tensor, Tensor]]) -> None:
+        """Book gradients of parameters, where a layer computes them by itself.
+
+        Args:
+            grads: Pairs of a parameter, as the layer finds it in this step, and its gradient.
+        """
+        for leaf, grad in grads:
+            if not leaf.requires_grad:
+                continue
+            places = [i for i, known in enumerate(self._leaves) if known is leaf]
+            if not places:
+                raise _captured(leaf)
+            self._grads[places[0]] = self.add(self._grads[places[0]], grad.to(leaf.dtype))
+
     @staticmethod
     def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
         """The sum of two gradients, either of which may be missing.
@@ -300,7 +321,7 @@ class Rewind:
         assert whole is not None
         with evaluating(_Repeat(self, last=True)):
             inverted = whole.again(layer.inverse, *outputs, *args, **kwargs)
-        inputs = check_streams(inverted, layer.num_inputs)
+        inputs = check_streams(inverted, layer.num_inputs)[: layer.num_inputs]
         return inputs, self._differentiate(inputs, grads, expected=outputs)
 
     def _differentiate(self, inputs: State, grads: Gradients, expected: State | None) -> Gradients:
@@ -365,16 +386,6 @@ class Rewind:
                 "self.run() once for each in either direction?"
             )
         return found[-1 if last else 0]
-
-    def _book(self, grads: list[tuple[Tensor, Tensor]]) -> None:
-        """Book the gradients of parameters."""
-        for leaf, grad in grads:
-            if not leaf.requires_grad:
-                continue
-            places = [i for i, known in enumerate(self._leaves) if known is leaf]
-            if not places:
-                raise _captured(leaf)
-            self._grads[places[0]] = self.add(self._grads[places[0]], grad.to(leaf.dtype))
 
     def _gradients(
         self, edges: list[GradientEdge], grads: list[Tensor], leaves: Leaves

@@ -133,6 +133,7 @@ class _LayerRun:
         if self.watched:
             self.inputs = identities(streams)
         parts = self._parts(forward, streams)
+        further: State = ()
         for part in parts:
             record = Record(self.layer, part, side, streams, self.tape.contiguous_gradients)
             anchor = self.anchor and part is parts[-1]
@@ -140,10 +141,16 @@ class _LayerRun:
             with lock_of(part.module):
                 inputs = (*streams, *side_tensors, *record.collect_parameters())
                 streams = _Step.apply(node, len(streams), *inputs)
+            # Of several parts only log-determinants come besides the streams.
+            streams, again = self._cut(streams)
+            further = tuple(map(torch.add, further, again)) if further else again
+        outputs: State = *streams, *further
         if self.watched:
-            self.outputs = identities(streams)
-        outputs: State = streams
+            self.outputs = identities(outputs)
         return outputs
+
+    def _cut(self, outputs: State) -> tuple[State, State]:
+        return outputs[: self.layer.num_outputs], outputs[self.layer.num_outputs :]
 
     def _parts(self, forward: Callable[..., State], streams: State) -> tuple[Part, ...]:
         layer = self.layer

@@ -1,8 +1,11 @@
 """Modules that a user composes: reversible layers and the sequence that runs them."""
 
+from revgrad.nn.actnorm import ActNorm
+from revgrad.nn.affine import AffineCoupling
 from revgrad.nn.coupling import AdditiveCoupling
 from revgrad.nn.fraction_bits import FractionBits, suggest_fraction_bits
 from revgrad.nn.fuse import FuseReport, fuse
+from revgrad.nn.invertible_conv import Invertible1x1Conv, PLUMatrix
 from revgrad.nn.layer import IsometricLayer, ReversibleLayer
 from revgrad.nn.mixing import ChannelMixing
 from revgrad.nn.norm_act import NormAct
@@ -19,18 +22,22 @@ from revgrad.nn.skip import JoinSkip, SplitSkip
 from revgrad.nn.tap import Tap
 
 __all__ = [
+    "ActNorm",
     "AdditiveCoupling",
+    "AffineCoupling",
     "ChannelMixing",
     "FractionBits",
     "FuseReport",
     "HaarDownsample",
     "HaarUpsample",
+    "Invertible1x1Conv",
     "IsometricLayer",
     "JoinSkip",
     "NormAct",
     "OrthogonalDownsample",
     "OrthogonalMatrices",
     "OrthogonalUpsample",
+    "PLUMatrix",
     "PixelShuffleDownsample",
     "PixelShuffleUpsample",
     "ReversibleLayer",

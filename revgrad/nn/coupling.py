@@ -1,4 +1,4 @@
-"""Additive coupling: a sub-network of one stream is added to the other."""
+"""Couplings: a sub-network of one stream changes the other. Here by a sum."""
 
 from __future__ import annotations
 
@@ -15,8 +15,128 @@ from revgrad.errors import ReversibleError
 from revgrad.nn.layer import ReversibleLayer
 
 
+class Coupling(ReversibleLayer):
+    """What all couplings of two streams share: which sub-network changes which stream, and when.
+
+    A subclass says how. With two sub-networks f changes the first stream, then g the second; with
+    one, f changes the first, and the streams change places. Besides the streams there may be a
+    log-determinant, that of both changes together.
+
+    Args:
+        f: The sub-network of the second stream.
+        g: The sub-network of the first stream.
+    """
+
+    def __init__(self, f: nn.Module, g: nn.Module | None = None) -> None:
+        super().__init__()
+        for name, module in (("f", f), ("g", g)):
+            if not isinstance(module, nn.Module) and (name == "f" or module is not None):
+                raise TypeError(f"{name} must be a torch.nn.Module, not {type(module).__name__}")
+        self.f = f
+        self.g = g
+
+    def forward(self, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> State:
+        """Couple the streams."""
+        y1, x2, *of_f = self._couple_f(x1, x2, *args, **kwargs)
+        if self.g is None:
+            return x2, y1, *of_f
+        y1, y2, *of_g = self._couple_g(y1, x2, *args, **kwargs)
+        return y1, y2, *map(torch.add, of_f, of_g)
+
+    def inverse(self, y1: Tensor, y2: Tensor, *args: Any, **kwargs: Any) -> State:
+        """Take the coupling back."""
+        if self.g is None:
+            x1, *of_f = self._uncoupled(y2, self.f, y1, "f", *args, **kwargs)
+            return x1, y1, *of_f
+        x2, *of_g = self._uncoupled(y2, self.g, y1, "g", *args, **kwargs)
+        x1, *of_f = self._uncoupled(y1, self.f, x2, "f", *args, **kwargs)
+        return x1, x2, *map(torch.add, of_g, of_f)
+
+    def backward_step(
+        self, rewind: Rewind, outputs: State, grads: Gradients, *args: Any, **kwargs: Any
+    ) -> tuple[State, Gradients]:
+        """The step back of a coupling with one sub-network."""
+        exchanged = (*grads[1::-1], *grads[2:])
+        return self._undo_f(rewind, outputs[::-1], exchanged, *args, **kwargs)
+
+    def parts(self, forward: Callable[..., State]) -> tuple[Part, ...]:
+        """The change by each sub-network."""
+        if not self._belongs("parts"):
+            return super().parts(forward)
+        if self.g is None:
+            return (Part(self.f, forward, self.backward_step),)
+        of_f = Part(self.f, self._couple_f, self._undo_f)
+        return of_f, Part(self.g, self._couple_g, self._undo_g)
+
+    def out_channels(self, channels: tuple[int, ...]) -> tuple[int, ...]:
+        """One sub-network exchanges the streams."""
+        return channels if self.g is not None else channels[::-1]
+
+    def _couple_f(self, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> State:
+        y1, *further = self._coupled(x1, self.f, x2, "f", *args, **kwargs)
+        return y1, x2, *further
+
+    def _couple_g(self, y1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> State:
+        assert self.g is not None
+        y2, *further = self._coupled(x2, self.g, y1, "g", *args, **kwargs)
+        return y1, y2, *further
+
+    def _coupled(
+        self, stream: Tensor, module: nn.Module, x: Tensor, name: str, *args: Any, **kwargs: Any
+    ) -> State:
+        """The stream as the sub-network's value at `x` changes it, perhaps a log-determinant."""
+        raise NotImplementedError
+
+    def _uncoupled(
+        self, stream: Tensor, module: nn.Module, x: Tensor, name: str, *args: Any, **kwargs: Any
+    ) -> State:
+        """The inverse of `_coupled`."""
+        raise NotImplementedError
+
+    def _undone(
+        self,
+        rewind: Rewind,
+        stream: Tensor,
+        module: nn.Module,
+        x: Tensor,
+        grads: Gradients,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The step back of `_coupled`.
+
+        Args:
+            rewind: See `backward_step`.
+            stream: The changed stream, which may be written into.
+            module: The sub-network that changed it.
+            x: Its input.
+            grads: Gradients of the changed stream and of what else `_coupled` gave.
+            *args: Side inputs.
+            **kwargs: Side inputs by keyword.
+
+        Returns:
+            The stream before, its gradient, and that of `x` by way of the sub-network.
+        """
+        raise NotImplementedError
+
+    def _undo_f(
+        self, rewind: Rewind, outputs: State, grads: Gradients, *args: Any, **kwargs: Any
+    ) -> tuple[State, Gradients]:
+        (y1, x2), (d1, d2, *further) = outputs, grads
+        x1, dx1, way = self._undone(rewind, y1, self.f, x2, (d1, *further), *args, **kwargs)
+        return (x1, x2), (dx1, rewind.add(d2, way))
+
+    def _undo_g(
+        self, rewind: Rewind, outputs: State, grads: Gradients, *args: Any, **kwargs: Any
+    ) -> tuple[State, Gradients]:
+        (y1, y2), (d1, d2, *further) = outputs, grads
+        assert self.g is not None
+        x2, dx2, way = self._undone(rewind, y2, self.g, y1, (d2, *further), *args, **kwargs)
+        return (y1, x2), (rewind.add(d1, way), dx2)
+
+
 @known
-class AdditiveCoupling(ReversibleLayer):
+class AdditiveCoupling(Coupling):
     """Additive coupling of two streams.
 
     With two sub-networks (NICE, Dinh et al. 2015; RevNet, Gomez et al. 2017, eq. 6)::
@@ -44,76 +164,33 @@ class AdditiveCoupling(ReversibleLayer):
     """
 
     exact = True
+    volume_preserving = True
 
-    def __init__(self, f: nn.Module, g: nn.Module | None = None) -> None:
-        super().__init__()
-        for name, module in (("f", f), ("g", g)):
-            if not isinstance(module, nn.Module) and (name == "f" or module is not None):
-                raise TypeError(f"{name} must be a torch.nn.Module, not {type(module).__name__}")
-        self.f = f
-        self.g = g
-
-    def forward(self, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> State:
-        """Couple the streams."""
-        y1, x2 = self._add_f(x1, x2, *args, **kwargs)
-        return (x2, y1) if self.g is None else self._add_g(y1, x2, *args, **kwargs)
-
-    def inverse(self, y1: Tensor, y2: Tensor, *args: Any, **kwargs: Any) -> State:
-        """Take the coupling back."""
-        if self.g is None:
-            y1, x2 = y2, y1
-        else:
-            x2 = y2 - self._fitting(self.run(self.g, y1, *args, **kwargs), y2, "g")
-        x1 = y1 - self._fitting(self.run(self.f, x2, *args, **kwargs), y1, "f")
-        return x1, x2
-
-    def backward_step(
-        self, rewind: Rewind, outputs: State, grads: Gradients, *args: Any, **kwargs: Any
-    ) -> tuple[State, Gradients]:
-        """The step back of a coupling with one sub-network."""
-        return self._undo_f(rewind, outputs[::-1], grads[::-1], *args, **kwargs)
-
-    def parts(self, forward: Callable[..., State]) -> tuple[Part, ...]:
-        """The addition of each sub-network."""
-        if not self._belongs("parts"):
-            return super().parts(forward)
-        if self.g is None:
-            return (Part(self.f, forward, self.backward_step),)
-        return Part(self.f, self._add_f, self._undo_f), Part(self.g, self._add_g, self._undo_g)
-
-    def _add_f(self, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> State:
-        return self._sum(x1, self.f, x2, "f", *args, **kwargs), x2
-
-    def _add_g(self, y1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> State:
-        assert self.g is not None
-        return y1, self._sum(x2, self.g, y1, "g", *args, **kwargs)
-
-    def _sum(
+    def _coupled(
         self, stream: Tensor, module: nn.Module, x: Tensor, name: str, *args: Any, **kwargs: Any
-    ) -> Tensor:
+    ) -> State:
         fused = self.run_onto(stream, module, x, *args, **kwargs)
         if fused is not None:
-            return fused
-        return stream + self._fitting(self.run(module, x, *args, **kwargs), stream, name)
+            return (fused,)
+        return (stream + self._fitting(self.run(module, x, *args, **kwargs), stream, name),)
 
-    def _undo_f(
-        self, rewind: Rewind, outputs: State, grads: Gradients, *args: Any, **kwargs: Any
-    ) -> tuple[State, Gradients]:
-        (y1, x2), (d1, d2) = outputs, grads
-        x1, f = rewind.undo_sum(y1, self.f, x2, d1, *args, **kwargs)
-        return (x1, x2), (d1, rewind.add(d2, f.pull()))
+    def _uncoupled(
+        self, stream: Tensor, module: nn.Module, x: Tensor, name: str, *args: Any, **kwargs: Any
+    ) -> State:
+        return (stream - self._fitting(self.run(module, x, *args, **kwargs), stream, name),)
 
-    def _undo_g(
-        self, rewind: Rewind, outputs: State, grads: Gradients, *args: Any, **kwargs: Any
-    ) -> tuple[State, Gradients]:
-        (y1, y2), (d1, d2) = outputs, grads
-        assert self.g is not None
-        x2, g = rewind.undo_sum(y2, self.g, y1, d2, *args, **kwargs)
-        return (y1, x2), (rewind.add(d1, g.pull()), d2)
-
-    def out_channels(self, channels: tuple[int, ...]) -> tuple[int, ...]:
-        """One sub-network exchanges the streams."""
-        return channels if self.g is not None else channels[::-1]
+    def _undone(
+        self,
+        rewind: Rewind,
+        stream: Tensor,
+        module: nn.Module,
+        x: Tensor,
+        grads: Gradients,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        before, f = rewind.undo_sum(stream, module, x, grads[0], *args, **kwargs)
+        return before, grads[0], f.pull()
 
     def _fitting(self, value: Tensor, stream: Tensor, name: str) -> Tensor:
         if value.shape != stream.shape:
@@ -121,9 +198,14 @@ class AdditiveCoupling(ReversibleLayer):
                 f"the sub-network {name} gave shape {tuple(value.shape)}, but the stream that it "
                 f"is added to has shape {tuple(stream.shape)}"
             )
-        if torch.promote_types(value.dtype, stream.dtype) != stream.dtype:
-            raise ReversibleError(
-                f"the sub-network {name} gave {value.dtype}, which does not fit into a stream of "
-                f"{stream.dtype}; convert its result, or the input of the sequence"
-            )
+        expect_fitting_type(value, stream, name)
         return value
+
+
+def expect_fitting_type(value: Tensor, stream: Tensor, name: str) -> None:
+    """Raise if the value of the sub-network `name` is of a wider type than the stream."""
+    if torch.promote_types(value.dtype, stream.dtype) != stream.dtype:
+        raise ReversibleError(
+            f"the sub-network {name} gave {value.dtype}, which does not fit into a stream of "
+            f"{stream.dtype}; convert its result, or the input of the sequence"
+        )

@@ -46,11 +46,18 @@ class ReversibleLayer(nn.Module):
         exact: True in a class whose `forward` and `inverse` consist of sums and differences with
             values of `run` and of what only moves numbers. In exact arithmetic its input is then
             computed back to the bit; that of any other layer is stored.
+        volume_preserving: True in a class whose `forward` has a Jacobian of determinant 1 or -1:
+            its log-determinant is zero.
+        gives_logdet: True in a class whose `forward` and `inverse` take the keyword `logdet` and
+            return, if it is true, after the streams the logarithm of the absolute value of the
+            determinant of their own Jacobian, by sample: (N,), float32 at least.
     """
 
     num_inputs: int = 2
     num_outputs: int = 2
     exact: bool = False
+    volume_preserving: bool = False
+    gives_logdet: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -100,6 +107,12 @@ class ReversibleLayer(nn.Module):
         )
         return (Part(self, forward, self.backward_step if own else None),)
 
+    def prepare(self, *streams: Any) -> None:
+        """Called before each forward pass, but not before its repetition, with the input streams.
+
+        The place for what shall happen once, before the tape takes note of the parameters.
+        """
+
     def _belongs(self, method: str) -> bool:
         """Whether `method` was written for this class's `forward` and `inverse`, or for others.
 
@@ -115,6 +128,16 @@ class ReversibleLayer(nn.Module):
     def is_exact(self) -> bool:
         """Whether `exact` was said of this class's `forward` and `inverse`, or of others."""
         return self.exact and self._belongs("exact")
+
+    @property
+    def preserves_volume(self) -> bool:
+        """Whether `volume_preserving` was said of this class's `forward`, or of another."""
+        return self.volume_preserving and self._belongs("volume_preserving")
+
+    @property
+    def knows_logdet(self) -> bool:
+        """Whether `forward` and `inverse` give a log-determinant."""
+        return self.gives_logdet and self._belongs("gives_logdet")
 
     def on_floats(self, function: Callable[..., State], count: int) -> Callable[..., State]:
         """`forward` or `inverse` for fixed-point streams, computed on floats.
@@ -225,6 +248,7 @@ def _with_place(forward: Callable[..., State]) -> Callable[..., State]:
     @functools.wraps(forward)
     def placed(self: ReversibleLayer, *args: Any, **kwargs: Any) -> State:
         place = take_place(self)
+        self.prepare(*args[: self.num_inputs])
         call = functools.partial(forward, self)
         if place is not None:
             outputs: State = place.enter(call, args, kwargs)
@@ -242,6 +266,11 @@ class IsometricLayer(ReversibleLayer):
 
     Its gradient takes the way of its inverse.
     """
+
+    @property
+    def preserves_volume(self) -> bool:
+        """Always: the inverse is the transpose."""
+        return True
 
     def backward_step(
         self, rewind: Rewind, outputs: State, grads: Gradients, *args: Any, **kwargs: Any

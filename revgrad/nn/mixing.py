@@ -47,6 +47,7 @@ class ChannelMixing(ReversibleLayer):
     """
 
     exact = True
+    volume_preserving = True
 
     def __init__(
         self, channels: int, *, method: str = "exp", init: str | Tensor = "identity"
@@ -79,8 +80,8 @@ class ChannelMixing(ReversibleLayer):
         if filled is None:
             return inputs, (None,) * len(inputs)
         if weight.needs_grad:
-            weight.book(_outer(filled, tuple(map(to_float, inputs)), matrix.dtype)[None])
-        return inputs, _product(matrix.mT, filled)
+            weight.book(channel_outer(filled, tuple(map(to_float, inputs)), matrix.dtype)[None])
+        return inputs, channel_product(matrix.mT, filled)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}"
@@ -90,14 +91,14 @@ class ChannelMixing(ReversibleLayer):
         if isinstance(streams[0], FixedPoint):
             mixed: State = _ExactMixing.apply(*streams, matrix, False)
             return mixed
-        return _product(matrix, streams)
+        return channel_product(matrix, streams)
 
     def _unmixed(self, matrix: Tensor, streams: State, into: State | None = None) -> State:
         self._check(streams)
         if isinstance(streams[0], FixedPoint):
             unmixed: State = _ExactMixing.apply(*streams, matrix, True)
             return unmixed
-        return _product(matrix.mT, streams, into)
+        return channel_product(matrix.mT, streams, into)
 
     def _check(self, streams: State) -> None:
         sizes = [x.shape[1] for x in streams]
@@ -111,7 +112,7 @@ class ChannelMixing(ReversibleLayer):
 # --- floats -------------------------------------------------------------------------------------
 
 
-def _product(matrix: Tensor, streams: State, into: State | None = None) -> State:
+def channel_product(matrix: Tensor, streams: State, into: State | None = None) -> State:
     """The matrix times the channels of both streams, in the format of each.
 
     Args:
@@ -149,7 +150,7 @@ def _mix_piece(matrix: Tensor, source: State, target: State) -> None:
     target[1].copy_(mixed[:, first:])
 
 
-def _outer(grads: State, inputs: State, dtype: torch.dtype) -> Tensor:
+def channel_outer(grads: State, inputs: State, dtype: torch.dtype) -> Tensor:
     """The gradient of the matrix: the sum over all pixels of gradient times input."""
     wide = _widest(dtype, *(x.dtype for x in (*grads, *inputs)))
     total: Any = 0
@@ -237,6 +238,7 @@ class _ExactMixing(torch.autograd.Function):
         back = matrix if ctx.undo else matrix.mT
         weight = None
         if ctx.needs_input_grad[2]:
-            weight = _outer(grads, tuple(map(to_float, streams)), matrix.dtype).to(matrix.dtype)
+            weight = channel_outer(grads, tuple(map(to_float, streams)), matrix.dtype)
+            weight = weight.to(matrix.dtype)
             weight = weight.mT if ctx.undo else weight
-        return *_product(back, grads), weight, None
+        return *channel_product(back, grads), weight, None

@@ -112,6 +112,7 @@ class OrthogonalDownsample(_OrthogonalResampling):
     """
 
     exact = True
+    volume_preserving = True
 
     def forward(self, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> State:
         """Downsample each stream."""
@@ -149,6 +150,7 @@ class OrthogonalUpsample(_OrthogonalResampling):
     """
 
     exact = True
+    volume_preserving = True
 
     def forward(self, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> State:
         """Upsample each stream."""

@@ -26,6 +26,7 @@ from revgrad.nn.arithmetic import (
     warn_of_drift,
 )
 from revgrad.nn.layer import ReversibleLayer
+from revgrad.nn.logdet import LogDeterminant
 from revgrad.nn.streams import dense_streams
 from revgrad.nn.tap import Tap
 
@@ -105,18 +106,20 @@ class ReversibleSequence(nn.Module):
         self.fraction_bits = fraction_bits
         self.check = check
 
-    def forward(self, x: Tensor | State, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x: Tensor | State, *args: Any, logdet: bool = False, **kwargs: Any) -> Any:
         """Run the layers.
 
         Args:
             x: A tensor to be split into two streams, or the streams as a tuple.
             *args: Side inputs, handed to every sub-network. Tensors in them, at any depth of
                 tuples, lists and dictionaries, get their gradients.
+            logdet: Give the log-determinant too, see `revgrad.nn.logdet`.
             **kwargs: Side inputs by keyword.
 
         Returns:
-            The output, joined if `x` was one tensor. If the sequence has taps: the output and a
-            dictionary of the tapped values.
+            The output, joined if `x` was one tensor. With `logdet` and with taps a tuple: the
+            output, the logarithm of the absolute value of the determinant of the Jacobian by
+            sample (N,), a dictionary of the tapped values.
         """
         passage: _Passage | None = take_place(self)
         if passage is not None:
@@ -129,30 +132,41 @@ class ReversibleSequence(nn.Module):
             if self._can_save(state, args, kwargs):
                 tape = Tape(self._label(), contiguous)
             passage = _Passage(tape, watch, contiguous)
+            if logdet:
+                passage.logdet = LogDeterminant(state, _split_axis(x, self.split_dim))
             state = self._pass(passage, state, args, kwargs)
             factor = None if watch is None else watch.finish(wait=not _are_floats(x))
         if tape is not None and watch is None and self.anchor_every is None:
             warn_of_drift(state, tape.length)
         output = self._close(passage, state, x, factor)
-        return (output, passage.taps) if self._has_taps() else output
+        further: list[Any] = [] if passage.logdet is None else [passage.logdet.value]
+        further += [passage.taps] if self._has_taps() else []
+        return (output, *further) if further else output
 
-    def inverse(self, y: Tensor | State, *args: Any, **kwargs: Any) -> Any:
+    def inverse(self, y: Tensor | State, *args: Any, logdet: bool = False, **kwargs: Any) -> Any:
         """Compute the input from the output, by ordinary autograd where gradients are needed.
 
         Args:
             y: The output of `forward`, without tapped values.
             *args: The side inputs of `forward`.
+            logdet: Give the log-determinant of the inverse too.
             **kwargs: The same by keyword.
+
+        Returns:
+            The input; with `logdet` a tuple of the input and the logarithm of the absolute value
+            of the determinant of the inverse's Jacobian by sample, (N,).
         """
         watch = new_watch(self.arithmetic, self.fraction_bits, self.check)
         with evaluating(None), watching(watch):
             state = self._open(y, watch, inverse=True)
+            sums = LogDeterminant(state, _split_axis(y, self.split_dim)) if logdet else None
             for name, layer in reversed(list(self._named_layers())):
-                state = _inverted(layer, _where(layer, name), state, args, kwargs, watch)
+                state = _inverted(layer, _where(layer, name), state, args, kwargs, watch, sums)
             factor = None if watch is None else watch.finish(wait=not _are_floats(y))
         inputs = (torch.cat(state, self.split_dim),) if isinstance(y, Tensor) else state
         inputs = opened(inputs, _are_floats(y), factor)
-        return inputs[0] if isinstance(y, Tensor) else inputs
+        x = inputs[0] if isinstance(y, Tensor) else inputs
+        return x if sums is None else (x, sums.closed(factor))
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -263,6 +277,8 @@ class ReversibleSequence(nn.Module):
             )
         dim = self.split_dim if joined else None
         taps = tuple(passage.taps.values())
+        if passage.logdet is not None:
+            taps += (passage.logdet.value,)
         output: Tensor | State
         options: dict[str, Any] = {"floats": floats, "factor": factor}
         if passage.tape is not None:
@@ -271,6 +287,8 @@ class ReversibleSequence(nn.Module):
             output, taps = close_plainly(dim, state, taps, **options)
         else:
             output = state if dim is None else torch.cat(state, dim)
+        if passage.logdet is not None:
+            taps, passage.logdet.value = taps[:-1], taps[-1]
         passage.taps = dict(zip(passage.taps, taps, strict=True))
         return output
 
@@ -297,6 +315,7 @@ class _Passage:
     watch: RangeWatch | None
     contiguous_gradients: bool
     taps: dict[str, Tensor] = field(default_factory=dict)
+    logdet: LogDeterminant | None = None
     prefix: str = ""
     entered: Identities | None = None
     left: Identities | None = None
@@ -304,7 +323,8 @@ class _Passage:
     def inside(self, i: int) -> _Passage:
         """The same passage inside the sequence that is layer `i`."""
         prefix = f"{self.prefix}{i}."
-        return _Passage(self.tape, self.watch, self.contiguous_gradients, self.taps, prefix)
+        shared = self.tape, self.watch, self.contiguous_gradients, self.taps, self.logdet
+        return _Passage(*shared, prefix)
 
     def run(
         self,
@@ -316,16 +336,22 @@ class _Passage:
         anchor: bool,
     ) -> tuple[State, State]:
         """The state after `layer`, and what it gave besides."""
+        if self.logdet is not None:
+            kwargs = self.logdet.asked_of(layer, kwargs)
         if self.tape is not None:
             anchor = anchor or (isinstance(layer, Tap) and layer.head is None)
             # Exact streams do not drift, and a tapped value holds them rounded to floats.
             anchor = anchor and self.watch is None
-            return self.tape.run(layer, where, state, args, kwargs, anchor)
+            streams, rest = self.tape.run(layer, where, state, args, kwargs, anchor)
+            return streams, self._without_logdet(layer, rest)
         outputs = layer(*state[: layer.num_inputs], *args, **kwargs)
         streams, rest = outputs[: layer.num_outputs], outputs[layer.num_outputs :]
         if self.watch is not None:
             streams = with_laid_out_gradients(streams, self.contiguous_gradients)
-        return tuple(streams) + state[layer.num_inputs :], tuple(rest)
+        return tuple(streams) + state[layer.num_inputs :], self._without_logdet(layer, tuple(rest))
+
+    def _without_logdet(self, layer: ReversibleLayer, further: State) -> State:
+        return further if self.logdet is None else self.logdet.add(layer, further)
 
 
 def _inverted(
@@ -335,6 +361,7 @@ def _inverted(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     watch: RangeWatch | None,
+    logdet: LogDeterminant | None,
 ) -> State:
     """The state before `layer`, from the one after it."""
     taken = layer.num_outputs
@@ -344,16 +371,25 @@ def _inverted(
         if not layer.is_exact:
             invert = layer.on_floats(invert, layer.num_inputs)
     try:
-        inputs = invert(*_enough(state, taken), *args, **kwargs)
+        if logdet is not None:
+            kwargs = logdet.asked_of(layer, kwargs)
+        inputs = tuple(invert(*_enough(state, taken), *args, **kwargs))
+        if logdet is not None:
+            logdet.add(layer, inputs[layer.num_inputs :])
     except Exception as error:
         locate(error, where)
         raise
-    return tuple(inputs) + state[taken:]
+    return inputs[: layer.num_inputs] + state[taken:]
 
 
 def _are_floats(x: Tensor | State) -> bool:
     """Whether the caller works with floats, and not with fixed-point numbers."""
     return not isinstance(x if isinstance(x, Tensor) else x[0], FixedPoint)
+
+
+def _split_axis(x: Tensor | State, split_dim: int) -> int | None:
+    """The axis that the sequence splits, counted from the front; None for given streams."""
+    return split_dim % x.dim() if isinstance(x, Tensor) else None
 
 
 def _enough(state: State, count: int) -> State:

@@ -32,6 +32,7 @@ class Tap(ReversibleLayer):
     """
 
     exact = True
+    volume_preserving = True
 
     def __init__(self, name: str, head: nn.Module | None = None, dim: int = 1) -> None:
         super().__init__()
