@@ -1,0 +1,11 @@
+"""The process in which a task is done, see `revgrad.benchmarks.sequence.process`."""
+
+import json
+import sys
+
+from revgrad.benchmarks.planner import tasks
+from revgrad.benchmarks.sequence.worker import main
+
+if __name__ == "__main__":
+    known = {"plan": tasks.plan, "memory": tasks.memory, "timing": tasks.timing}
+    main(json.loads(sys.argv[1]), known)
