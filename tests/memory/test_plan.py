@@ -92,7 +92,7 @@ def test_bytes_are_rounded_to_a_2048th_each():
         Cost(
             recompute=10**9,
             store=generator.randrange(10**6, 10**7),
-            state=10**6,
+            state=0,
             invert_space=0,
             store_space=0,
             recompute_seconds=0.0,
@@ -103,12 +103,11 @@ def test_bytes_are_rounded_to_a_2048th_each():
     allowance = 10**8
     kept, saved = total(costs, fastest(costs, allowance))
     assert allowance * 0.97 <= kept <= allowance * (1 + 30 / 2048)
-    by_ratio = sorted(costs, key=lambda c: c.store / c.store_seconds)
     greedy, room = 0.0, allowance
-    for cost in by_ratio:
+    for cost in sorted(costs, key=lambda c: c.store / c.store_seconds):
         if cost.store <= room:
             greedy, room = greedy + cost.store_seconds, room - cost.store
-    assert saved >= greedy - 60 * costs[0].state_seconds - 4
+    assert saved >= 0.98 * greedy
 
 
 # --- the peak -----------------------------------------------------------------------------------
@@ -155,8 +154,8 @@ def image(*shape):
 
 CASES = {
     "sequence": (sequence, (2, 16, 48, 48), {}),
-    "exact": (lambda: sequence(arithmetic="exact"), (2, 16, 48, 48), {}),
-    "bfloat16": (sequence, (2, 16, 96, 96), {"dtype": torch.bfloat16}),
+    "exact": (lambda: sequence(8, arithmetic="exact"), (2, 16, 32, 32), {}),
+    "bfloat16": (lambda: sequence(8), (2, 16, 48, 48), {"dtype": torch.bfloat16}),
     "AdamW": (sequence, (2, 16, 48, 48), {"optimizer": torch.optim.AdamW}),
     "iUNet": (lambda: iUNet(2, 1, 1, (16, 32), (1, 1)), (2, 1, 96, 96), {}),
     "sided": (Sided, (2, 1, 48, 48), {}),
@@ -187,11 +186,11 @@ def test_the_peak_is_as_predicted_and_within_the_budget(case):
     model = make()
     arguments = (image(*shape), torch.ones(1)) if case == "sided" else (image(*shape),)
     tolerance = 0.05 if case in ("exact", "bfloat16") else 0.02
-    for fraction in (0.0, 0.3, 0.7, 1.0):
+    for fraction in (0.0, 0.4, 1.0):
         found = plan(model, arguments, fraction, repeats=1, **options)
         assert found.lowest <= found.peak <= found.budget
         real = measured(model, arguments, **options)
-        assert abs(real / found.peak - 1) <= tolerance, (fraction, real, found)
+        assert abs(real / found.peak - 1) <= tolerance, (fraction, real, str(found))
         if fraction == 0.0:
             assert found.peak == found.lowest == found.budget
     assert found.budget == found.highest
