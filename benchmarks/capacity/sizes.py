@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from revgrad.memory import sizes
 
+
 def parse_bytes(text: str) -> int:
     """Read a size such as "12GB", for argparse.
 

@@ -29,11 +29,17 @@ def tables(plan: Plan, rows: Sequence[Row]) -> str:
     parts = [
         text
         for title, cell in sections.items()
-        for text in (f"{title}, by budget:", pages.table(("", *plan.budgets), _lines(plan, rows, cell)))
+        for text in (
+            f"{title}, by budget:",
+            pages.table(("", *plan.budgets), _lines(plan, rows, cell)),
+        )
     ]
     planned = [row for row in rows if row.planned is not None]
     if planned:
-        parts += ["What `revgrad.memory.plan` foretold:", pages.table(_HEAD, map(_foretold, planned))]
+        parts += [
+            "What `revgrad.memory.plan` foretold:",
+            pages.table(_HEAD, map(_foretold, planned)),
+        ]
     notes = "\n".join(f"- {note}" for note in _notes(rows))
     return "\n\n".join([*parts, notes, *falls(rows)])
 

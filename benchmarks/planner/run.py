@@ -86,7 +86,7 @@ def _fill(plan: Plan, row: Row, show: Show) -> None:
         else:
             if row.variant == "revgrad":
                 row.planned = run_task("plan", plan.settings, repeats=plan.repeats, **options)
-                options["schedule"] = row.planned["schedule"]  # type: ignore[index]
+                options["schedule"] = row.planned["schedule"]
             row.memory = run_task("memory", plan.settings, variant=row.variant, **options)
     except TaskError as error:
         row.status, row.reason = "failed", str(error)

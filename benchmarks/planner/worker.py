@@ -7,5 +7,7 @@ from revgrad.benchmarks.planner import tasks
 from revgrad.benchmarks.sequence.worker import main
 
 if __name__ == "__main__":
-    known = {"plan": tasks.plan, "memory": tasks.memory, "timing": tasks.timing}
-    main(json.loads(sys.argv[1]), known)
+    main(
+        json.loads(sys.argv[1]),
+        {"plan": tasks.plan, "memory": tasks.memory, "timing": tasks.timing},
+    )

@@ -116,9 +116,7 @@ class Tape:
 class _LayerRun:
     """One call of a layer by a sequence: makes a node of each of the layer's parts."""
 
-    def __init__(
-        self, tape: Tape, layer: Layer, where: str, anchor: bool, recompute: bool
-    ) -> None:
+    def __init__(self, tape: Tape, layer: Layer, where: str, anchor: bool, recompute: bool) -> None:
         self.tape = tape
         self.recompute = recompute
         self.layer = layer
@@ -255,7 +253,9 @@ def _step_back(ctx: Any, node: _Node, grads: Gradients) -> Gradients:
     record, layer = node.record, node.record.layer
     state = node.tape.take(node.boundary)
     streams, rest = state[: layer.num_outputs], state[layer.num_outputs :]
-    saved = saved_tensors(ctx, "a parameter, a side input, a tapped value or the stored input of it")
+    saved = saved_tensors(
+        ctx, "a parameter, a side input, a tapped value or the stored input of it"
+    )
     needs = ctx.needs_input_grad[2:]
     needs_streams, needs_others = needs[: ctx.count], needs[ctx.count :]
     others, kept = saved[: len(needs_others)], ctx.stored.restored(saved[len(needs_others) :])

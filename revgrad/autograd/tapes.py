@@ -1,4 +1,4 @@
-"""The tapes of one forward pass: a layer whose graph is kept ends one, behind it starts the next."""
+"""The tapes of one forward pass: a stored layer ends one, and behind it starts the next."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ class Tapes:
         if self.current is None:
             return state
         announce_stored(where, state)
-        outputs, values = close(self.current, None, state, tuple(self._tapped.values()), floats=False)
+        outputs, values = close(
+            self.current, None, state, tuple(self._tapped.values()), floats=False
+        )
         taps.update(zip(self._tapped, values, strict=True))
         self.current, self._tapped = None, {}
         assert isinstance(outputs, tuple)

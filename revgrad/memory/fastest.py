@@ -52,7 +52,6 @@ class Cost:
             return self.store + self.state, self.store_seconds - self.state_seconds
         return self.store, self.store_seconds
 
-
     def space(self, way: str) -> int:
         """Bytes that the step back takes besides what is kept."""
         return self.store_space if way == STORE else self.invert_space

@@ -151,7 +151,9 @@ def _address(stream: Tensor) -> int:
 def _alone(stream: Tensor) -> Tensor:
     """A stream in a storage of its own, unknown to autograd."""
     stream = stream.detach()
-    return stream if stream.nbytes == memory_of(stream).untyped_storage().nbytes() else stream.clone()
+    return (
+        stream if stream.nbytes == memory_of(stream).untyped_storage().nbytes() else stream.clone()
+    )
 
 
 def _saved(
@@ -253,9 +255,7 @@ def _sequence(call: Call, layer: ReversibleLayer, way: str) -> ReversibleSequenc
     """A layer in a sequence of its own."""
     outer = call.sequence
     options: dict[str, Any] = {"arithmetic": outer.arithmetic, "check": outer.check}
-    return ReversibleSequence(
-        [layer], schedule=way, fraction_bits=outer.fraction_bits, **options
-    )
+    return ReversibleSequence([layer], schedule=way, fraction_bits=outer.fraction_bits, **options)
 
 
 class _Alone(nn.Module):

@@ -1,4 +1,4 @@
-"""`plan`: which layers to store, recompute or invert, so that a step is as fast as memory allows."""
+"""`plan`: which layers to store, recompute or invert for the fastest step within a budget."""
 
 from __future__ import annotations
 
@@ -97,9 +97,7 @@ class Plan:
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
     pairs = list(zip(row, widths, strict=True))
-    return "  ".join(
-        [*(t.ljust(w) for t, w in pairs[:3]), *(t.rjust(w) for t, w in pairs[3:])]
-    )
+    return "  ".join([*(t.ljust(w) for t, w in pairs[:3]), *(t.rjust(w) for t, w in pairs[3:])])
 
 
 def plan(

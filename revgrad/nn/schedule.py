@@ -7,7 +7,7 @@ from typing import Any
 
 INVERT, RECOMPUTE, STORE = WAYS = ("invert", "recompute", "store")
 
-Schedule = str | Mapping[str | int, str] | Sequence[str]
+Schedule = str | Mapping[Any, str] | Sequence[str]  # places are strings or numbers
 
 
 class Ways:

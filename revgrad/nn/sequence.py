@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 from revgrad.autograd.closing import close_plainly, opened, with_laid_out_gradients
 from revgrad.autograd.context import calling, evaluating, take_place
 from revgrad.autograd.inventory import known, may_misread_gradients
-from revgrad.autograd.protocol import State
 from revgrad.autograd.layout import gradient_strides
+from revgrad.autograd.protocol import State
 from revgrad.autograd.tape import Identities, expect_unchanged, identities
 from revgrad.autograd.tapes import Tapes
 from revgrad.errors import ReversibleError, locate

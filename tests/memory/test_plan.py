@@ -1,4 +1,4 @@
-"""`plan`: the knapsack against all schedules, peaks against `measure`, and that it leaves no trace."""
+"""`plan`: the knapsack against all schedules, peaks against `measure`; it leaves no trace."""
 
 import copy
 import random
@@ -262,7 +262,9 @@ def test_it_leaves_no_trace_but_the_schedule():
     found = plan(model, (image(2, 1, 16, 16), torch.ones(1)), 0.5, repeats=1, apply=False)
     assert model.body.schedule == "invert"
     assert [m.training for m in model.modules()] == modes
-    assert all(torch.equal(a, b) for a, b in zip(state.values(), model.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(state.values(), model.state_dict().values(), strict=True)
+    )
     assert all(torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())
     assert torch.equal(generators[0], torch.get_rng_state()) and generators[1] == random.getstate()
     twin = copy.deepcopy(model)
