@@ -175,6 +175,12 @@ class _Step:
         self.calls = [Call(name, found) for name, found in _outermost(model)]
         if not self.calls:
             raise ValueError("the model has no ReversibleSequence, so there is nothing to plan")
+        for call in self.calls:
+            if not call.sequence.save_memory:
+                raise ValueError(
+                    f"{call.name or 'the sequence'} has save_memory=False, so that its schedule "
+                    "has no effect; set it to True"
+                )
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Autocast as the step uses it."""

@@ -329,6 +329,8 @@ def test_budgets_that_are_none(memory, error, message):
 def test_other_arguments_that_are_none():
     with pytest.raises(ValueError, match="nothing to plan"):
         plan(nn.Conv2d(1, 1, 1), image(1, 1, 8, 8), 0.5)
+    with pytest.raises(ValueError, match="save_memory=False"):
+        plan(sequence(save_memory=False), image(1, 16, 8, 8), 0.5)
     with pytest.raises(ValueError, match="repeats must be at least 1"):
         plan(sequence(), image(1, 16, 8, 8), 0.5, repeats=0)
     with pytest.raises(TypeError, match="input must be a tensor"):
