@@ -34,6 +34,10 @@ COMMANDS = {
         "revgrad.benchmarks.capacity",
         "the largest batch and 3D patch that fit into a budget, such as --memory 12GB",
     ),
+    "bench planner": (
+        "revgrad.benchmarks.planner",
+        "memory against time of a sequence for a row of budgets, beside checkpointing",
+    ),
     "bench kernels": (
         "revgrad.benchmarks.kernels",
         "what each kernel costs against copying its input and against eager PyTorch",

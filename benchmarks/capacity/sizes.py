@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable
 
-_UNITS = {
-    "b": 1,
-    **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
-    **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
-}
+from revgrad.memory import sizes
 
 
 def parse_bytes(text: str) -> int:
-    """Read a size such as "12GB" (10^9), "24GiB" (2^30) or "800 MB".
+    """Read a size such as "12GB", for argparse.
 
     Raises:
         argparse.ArgumentTypeError: It is not a positive number and a unit.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text, re.IGNORECASE)
-    if found is None or found[2].lower() not in _UNITS:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no size of memory: give a number and a unit, such as 12GB, 24GiB or "
-            "800MB (kB, MB, GB, TB are powers of 1000; KiB, MiB, GiB, TiB of 1024)"
-        )
-    size = int(float(found[1]) * _UNITS[found[2].lower()])
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no memory at all")
-    return size
+    try:
+        return sizes.parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def largest(fits: Callable[[int], bool], guess: int = 1, limit: int = 2**20) -> int:

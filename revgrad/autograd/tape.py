@@ -9,7 +9,7 @@ its gradients and its input, and lays the input down for the layer before it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ class Tape:
         self.name = name
         self.contiguous_gradients = contiguous_gradients
         self.length = 0
+        self.storing: set[int] = set()  # boundaries behind nodes that store their input
         self._states: dict[int, dict[int, State]] = {}
 
     def put(self, boundary: int, state: State) -> None:
@@ -80,6 +81,7 @@ class Tape:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         anchor: bool,
+        recompute: bool = False,
     ) -> tuple[State, State]:
         """Append a layer: run it on the state as one node of the graph.
 
@@ -90,11 +92,12 @@ class Tape:
             args: Side inputs of the layer's sub-networks.
             kwargs: The same by keyword.
             anchor: Whether to store the layer's output, so that the tape starts from it anew.
+            recompute: Whether to store the layer's input instead of computing it back.
 
         Returns:
             The state after the layer, and what the layer gave besides (a tapped value).
         """
-        run = _LayerRun(self, layer, where, anchor)
+        run = _LayerRun(self, layer, where, anchor, recompute)
         streams, rest = state[: layer.num_inputs], state[layer.num_inputs :]
         with calling(layer, run):
             outputs = layer(*streams, *args, **kwargs)
@@ -102,17 +105,20 @@ class Tape:
         count = layer.num_outputs
         return outputs[:count] + rest, outputs[count:]
 
-    def append(self) -> int:
+    def append(self, stores_input: bool) -> int:
         """Number of the boundary behind a new node."""
         self.length += 1
+        if stores_input:
+            self.storing.add(self.length)
         return self.length
 
 
 class _LayerRun:
     """One call of a layer by a sequence: makes a node of each of the layer's parts."""
 
-    def __init__(self, tape: Tape, layer: Layer, where: str, anchor: bool) -> None:
+    def __init__(self, tape: Tape, layer: Layer, where: str, anchor: bool, recompute: bool) -> None:
         self.tape = tape
+        self.recompute = recompute
         self.layer = layer
         self.where = where
         self.anchor = anchor
@@ -136,8 +142,9 @@ class _LayerRun:
         further: State = ()
         for part in parts:
             record = Record(self.layer, part, side, streams, self.tape.contiguous_gradients)
-            anchor = self.anchor and part is parts[-1]
-            node = _Node(self.tape, self.tape.append(), self.where, record, anchor)
+            anchor = self.anchor and part is parts[-1] and not part.stores_input
+            boundary = self.tape.append(part.stores_input)
+            node = _Node(self.tape, boundary, self.where, record, anchor)
             with lock_of(part.module):
                 inputs = (*streams, *side_tensors, *record.collect_parameters())
                 streams = _Step.apply(node, len(streams), *inputs)
@@ -157,7 +164,10 @@ class _LayerRun:
         if isinstance(streams[0], FixedPoint) and not layer.is_exact:
             on_floats = layer.on_floats(forward, layer.num_outputs)
             return (Part(layer, on_floats, None, stores_input=True),)  # type: ignore[arg-type]
-        return layer.parts(forward)
+        parts = layer.parts(forward)
+        if self.recompute:
+            parts = tuple(replace(p, backward_step=None, stores_input=True) for p in parts)
+        return parts
 
     def check(self, streams: State, outputs: object) -> None:
         """Refuse hooks on the layer that changed its streams: they can't be computed back."""
@@ -250,7 +260,9 @@ def _step_back(ctx: Any, node: _Node, grads: Gradients) -> Gradients:
     record, layer = node.record, node.record.layer
     state = node.tape.take(node.boundary)
     streams, rest = state[: layer.num_outputs], state[layer.num_outputs :]
-    saved = saved_tensors(ctx, "a parameter, a side input or a tapped value of it")
+    saved = saved_tensors(
+        ctx, "a parameter, a side input, a tapped value or the stored input of it"
+    )
     needs = ctx.needs_input_grad[2:]
     needs_streams, needs_others = needs[: ctx.count], needs[ctx.count :]
     others, kept = saved[: len(needs_others)], ctx.stored.restored(saved[len(needs_others) :])
@@ -263,6 +275,7 @@ def _step_back(ctx: Any, node: _Node, grads: Gradients) -> Gradients:
     with lock_of(record.part.module):
         if record.part.stores_input:
             inputs = behind(kept, streams) if rewind.differentiable else kept
+            del streams
             input_grads = rewind.replay(inputs, grads)
         else:
             # The layer alone shall hold its outputs, and so decide how long they are in memory.
@@ -276,8 +289,12 @@ def _step_back(ctx: Any, node: _Node, grads: Gradients) -> Gradients:
     if ctx.compare is not None:
         ctx.compare(inputs)
     if node.boundary > 1 and any(needs_streams):
+        # The layer before may write into what lies on the tape, unless it has a stored input too.
+        copy = record.part.stores_input and not rewind.differentiable
+        copy = copy and node.boundary - 1 not in node.tape.storing
         # As the layer before gave it, so that its sub-networks see the same strides again.
-        before = (laid_out(x, strides) for x, strides in zip(inputs, record.strides, strict=True))
+        with_strides = zip(inputs, record.strides, strict=True)
+        before = (laid_out(x, strides, copy=copy) for x, strides in with_strides)
         node.tape.put(node.boundary - 1, (*before, *rest))
     wanted = (g if need else None for g, need in zip(input_grads, needs_streams, strict=True))
     return None, None, *wanted, *rewind.leaf_grads()

@@ -2,6 +2,7 @@
 
 from .estimate import MemoryEstimate, estimate
 from .measure import MemoryReport, measure
+from .plan import Plan, plan
 from .storages import live_bytes
 
-__all__ = ["MemoryEstimate", "MemoryReport", "estimate", "live_bytes", "measure"]
+__all__ = ["MemoryEstimate", "MemoryReport", "Plan", "estimate", "live_bytes", "measure", "plan"]

@@ -51,8 +51,8 @@ class MemoryReport:
             allocator's counter sees all threads), or where the C library has no `mallinfo2`.
         device: where it was measured, as a string.
         stored_by: of `kept_for_backward`, what reversible layers store, by layer: the output where
-            the tape starts anew (`anchor_every`), in exact arithmetic the input of a layer that
-            has no exact form.
+            the tape starts anew (`anchor_every`), the input of a layer that is recomputed or, in
+            exact arithmetic, has no exact form, and the state before a layer that is stored.
     """
 
     peak: int

@@ -18,6 +18,8 @@ from revgrad.errors import ReversibleError
 from revgrad.fixed_point import FixedPoint
 from revgrad.nn.layer import ReversibleLayer
 
+LOGDET = object()  # names the sum among the tapped values, where it is no user's
+
 
 class LogDeterminant:
     """Sums the log-determinants of the layers of one pass through a sequence.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from revgrad.autograd.closing import close, close_plainly, opened, with_laid_out_gradients
+from revgrad.autograd.closing import close_plainly, opened, with_laid_out_gradients
 from revgrad.autograd.context import calling, evaluating, take_place
 from revgrad.autograd.inventory import known, may_misread_gradients
+from revgrad.autograd.layout import gradient_strides
 from revgrad.autograd.protocol import State
-from revgrad.autograd.tape import Identities, Tape, expect_unchanged, identities
+from revgrad.autograd.tape import Identities, expect_unchanged, identities
+from revgrad.autograd.tapes import Tapes
 from revgrad.errors import ReversibleError, locate
 from revgrad.fixed_point import FixedPoint
 from revgrad.fixed_point.range_watch import RangeWatch, watching
@@ -26,7 +28,8 @@ from revgrad.nn.arithmetic import (
     warn_of_drift,
 )
 from revgrad.nn.layer import ReversibleLayer
-from revgrad.nn.logdet import LogDeterminant
+from revgrad.nn.logdet import LOGDET, LogDeterminant
+from revgrad.nn.schedule import INVERT, RECOMPUTE, STORE, Schedule, Ways
 from revgrad.nn.streams import dense_streams
 from revgrad.nn.tap import Tap
 
@@ -51,6 +54,12 @@ class ReversibleSequence(nn.Module):
         anchor_every: Store the output of every n-th layer of this sequence too. The backward pass
             starts anew from each, which bounds the drift of computing back by n layers.
         save_memory: If False, ordinary autograd of the same function. May be changed at any time.
+        schedule: What is kept of each layer for the backward pass. "invert": nothing, its input is
+            computed back. "recompute": its input is stored, and it is run again. "store": ordinary
+            autograd, whose graph is kept; the fastest, and the most memory. One of them for all, a
+            list with one for each layer, or a dictionary such as {3: "store", "5.0": "recompute"}
+            (what is missing is inverted; "5.0" is the first layer of a sequence that is layer 5).
+            May be changed at any time; `revgrad.memory.plan` finds the fastest within a budget.
         arithmetic: "float", or "exact": then the streams are fixed-point numbers in 32 bits, whose
             sums can be taken back to the bit. Sub-networks see them as floats of the input's type;
             their values are rounded to the grid (with the derivative of the identity). The input
@@ -79,6 +88,7 @@ class ReversibleSequence(nn.Module):
         split_dim: int = 1,
         anchor_every: int | None = None,
         save_memory: bool = True,
+        schedule: Schedule = INVERT,
         arithmetic: str = "float",
         fraction_bits: int = 20,
         check: str = "async",
@@ -102,9 +112,19 @@ class ReversibleSequence(nn.Module):
         self.split_dim = split_dim
         self.anchor_every = anchor_every
         self.save_memory = save_memory
+        self.schedule = schedule
         self.arithmetic = arithmetic
         self.fraction_bits = fraction_bits
         self.check = check
+
+    @property
+    def schedule(self) -> str | dict[str, str]:
+        """What is kept of each layer: one way for all, or a dictionary from places to ways."""
+        return self._ways.plain()
+
+    @schedule.setter
+    def schedule(self, schedule: Schedule) -> None:
+        self._ways = Ways(schedule, self._places())
 
     def forward(self, x: Tensor | State, *args: Any, logdet: bool = False, **kwargs: Any) -> Any:
         """Run the layers.
@@ -128,18 +148,18 @@ class ReversibleSequence(nn.Module):
         with evaluating(None), watching(watch):
             state = self._open(x, watch)
             contiguous = may_misread_gradients(self)
-            tape = None
+            tapes = None
             if self._can_save(state, args, kwargs):
-                tape = Tape(self._label(), contiguous)
-            passage = _Passage(tape, watch, contiguous)
+                tapes = Tapes(self._label(), contiguous)
+            passage = _Passage(tapes, watch, contiguous, self._ways)
             if logdet:
-                passage.logdet = LogDeterminant(state, _split_axis(x, self.split_dim))
+                passage.sum_logdet(LogDeterminant(state, _split_axis(x, self.split_dim)))
             state = self._pass(passage, state, args, kwargs)
             factor = None if watch is None else watch.finish(wait=not _are_floats(x))
-        if tape is not None and watch is None and self.anchor_every is None:
-            warn_of_drift(state, tape.length)
+        if tapes is not None and watch is None and self.anchor_every is None:
+            warn_of_drift(state, tapes.longest)
         output = self._close(passage, state, x, factor)
-        further: list[Any] = [] if passage.logdet is None else [passage.logdet.value]
+        further: list[Any] = [] if passage.logdet is None else [passage.taps.pop(LOGDET)]
         further += [passage.taps] if self._has_taps() else []
         return (output, *further) if further else output
 
@@ -182,6 +202,8 @@ class ReversibleSequence(nn.Module):
             f"split_dim={self.split_dim}, anchor_every={self.anchor_every}, "
             f"save_memory={self.save_memory}, arithmetic={self.arithmetic!r}"
         )
+        if self.schedule != INVERT:
+            options += f", schedule={self.schedule}"
         if self.arithmetic == "float":
             return options
         options += f", fraction_bits={self.fraction_bits}, check={self.check!r}"
@@ -207,6 +229,9 @@ class ReversibleSequence(nn.Module):
         """Whether there is a backward pass to save memory for, and the tape can serve it."""
         if not self.save_memory or not torch.is_grad_enabled():
             return False
+        ways = {self._ways.of(place) for place, _ in self._named_layers()}
+        if ways == {STORE}:
+            return False
         if torch._C._are_functorch_transforms_active() or forward_mode_is_on():
             return False
         tensors = (t for t in tree_leaves((state, args, kwargs)) if isinstance(t, Tensor))
@@ -219,7 +244,7 @@ class ReversibleSequence(nn.Module):
     ) -> State:
         """Run the state through the layers, on the passage's tape if it has one."""
         state = tuple(x)
-        if passage.tape is not None:
+        if passage.tapes is not None:
             passage.entered = identities(state)
         for i, layer in enumerate(self.layers):
             if isinstance(layer, ReversibleSequence):
@@ -231,13 +256,15 @@ class ReversibleSequence(nn.Module):
                 passage.watch.where = where
             try:
                 _enough(state, layer.num_inputs)
-                state, extra = passage.run(layer, where, state, args, kwargs, self._anchors(i))
+                way = passage.ways.of(f"{passage.prefix}{i}")
+                state = passage.enter(way, where, state)
+                state, extra = passage.run(layer, way, where, state, args, kwargs, self._anchors(i))
             except Exception as error:
                 locate(error, where)
                 raise
             if isinstance(layer, Tap):
-                passage.taps[layer.name] = extra[0]
-        if passage.tape is not None:
+                passage.tap(layer.name, extra[0])
+        if passage.tapes is not None:
             passage.left = identities(state)
         return state
 
@@ -252,7 +279,7 @@ class ReversibleSequence(nn.Module):
         """Run a sequence that is a layer of this one, with its hooks."""
         with calling(inner, passage):
             outputs: State = inner(state, *args, **kwargs)
-        if passage.tape is not None:
+        if passage.tapes is not None:
             where = f"sequence {passage.prefix.rstrip('.')}"
             try:
                 expect_unchanged(state, passage.entered, "input of this sequence")
@@ -276,20 +303,15 @@ class ReversibleSequence(nn.Module):
                 "JoinSkip. Join it, or give the input as a tuple of streams to get a tuple back"
             )
         dim = self.split_dim if joined else None
-        taps = tuple(passage.taps.values())
-        if passage.logdet is not None:
-            taps += (passage.logdet.value,)
         output: Tensor | State
         options: dict[str, Any] = {"floats": floats, "factor": factor}
-        if passage.tape is not None:
-            output, taps = close(passage.tape, dim, state, taps, **options)
+        if passage.tapes is not None and passage.tapes.current is not None:
+            output = passage.tapes.close(dim, state, passage.taps, **options)
         elif passage.watch is not None:
-            output, taps = close_plainly(dim, state, taps, **options)
+            output, taps = close_plainly(dim, state, tuple(passage.taps.values()), **options)
+            passage.taps = dict(zip(passage.taps, taps, strict=True))
         else:
             output = state if dim is None else torch.cat(state, dim)
-        if passage.logdet is not None:
-            taps, passage.logdet.value = taps[:-1], taps[-1]
-        passage.taps = dict(zip(passage.taps, taps, strict=True))
         return output
 
     def _named_layers(self, prefix: str = "") -> Iterator[tuple[str, ReversibleLayer]]:
@@ -299,6 +321,13 @@ class ReversibleSequence(nn.Module):
                 yield from layer._named_layers(f"{prefix}{i}.")
             elif isinstance(layer, ReversibleLayer):
                 yield f"{prefix}{i}", layer
+
+    def _places(self, prefix: str = "") -> Iterator[str]:
+        """The places of the layers, and of inner sequences before what is in them."""
+        for i, layer in enumerate(self.layers):
+            yield f"{prefix}{i}"
+            if isinstance(layer, ReversibleSequence):
+                yield from layer._places(f"{prefix}{i}.")
 
     def _has_taps(self) -> bool:
         return any(isinstance(layer, Tap) for _, layer in self._named_layers())
@@ -311,10 +340,11 @@ class ReversibleSequence(nn.Module):
 class _Passage:
     """One run through a sequence and the sequences inside it."""
 
-    tape: Tape | None
+    tapes: Tapes | None
     watch: RangeWatch | None
     contiguous_gradients: bool
-    taps: dict[str, Tensor] = field(default_factory=dict)
+    ways: Ways
+    taps: dict[Hashable, Tensor] = field(default_factory=dict)
     logdet: LogDeterminant | None = None
     prefix: str = ""
     entered: Identities | None = None
@@ -323,12 +353,34 @@ class _Passage:
     def inside(self, i: int) -> _Passage:
         """The same passage inside the sequence that is layer `i`."""
         prefix = f"{self.prefix}{i}."
-        shared = self.tape, self.watch, self.contiguous_gradients, self.taps, self.logdet
+        contiguous = self.contiguous_gradients
+        shared = self.tapes, self.watch, contiguous, self.ways, self.taps, self.logdet
         return _Passage(*shared, prefix)
+
+    def sum_logdet(self, logdet: LogDeterminant) -> None:
+        """Sum log-determinants; the sum leaves the tapes as a tapped value does."""
+        self.logdet = logdet
+        self.taps[LOGDET] = logdet.value
+
+    def enter(self, way: str, where: str, state: State) -> State:
+        """The state as a layer of this way takes it: a stored one ends the running tape."""
+        if self.tapes is None or way != STORE:
+            return state
+        state = self.tapes.leave(where, state, self.taps)
+        if self.logdet is not None:
+            self.logdet.value = self.taps[LOGDET]
+        return state
+
+    def tap(self, name: Hashable, value: Tensor) -> None:
+        """Note a tapped value."""
+        self.taps[name] = value
+        if self.tapes is not None:
+            self.tapes.tap(name, value)
 
     def run(
         self,
         layer: ReversibleLayer,
+        way: str,
         where: str,
         state: State,
         args: tuple[Any, ...],
@@ -338,20 +390,32 @@ class _Passage:
         """The state after `layer`, and what it gave besides."""
         if self.logdet is not None:
             kwargs = self.logdet.asked_of(layer, kwargs)
-        if self.tape is not None:
-            anchor = anchor or (isinstance(layer, Tap) and layer.head is None)
+        if self.tapes is not None and way != STORE:
+            holds_streams = isinstance(layer, Tap) and layer.head is None
             # Exact streams do not drift, and a tapped value holds them rounded to floats.
-            anchor = anchor and self.watch is None
-            streams, rest = self.tape.run(layer, where, state, args, kwargs, anchor)
-            return streams, self._without_logdet(layer, rest)
+            anchor = (anchor or holds_streams) and self.watch is None
+            recompute = way == RECOMPUTE and not holds_streams
+            options = {"anchor": anchor, "recompute": recompute}
+            state, rest = self.tapes.run(layer, where, state, args, kwargs, **options)
+            return state, self._without_logdet(layer, rest)
         outputs = layer(*state[: layer.num_inputs], *args, **kwargs)
-        streams, rest = outputs[: layer.num_outputs], outputs[layer.num_outputs :]
-        if self.watch is not None:
+        streams, rest = tuple(outputs[: layer.num_outputs]), tuple(outputs[layer.num_outputs :])
+        if self.watch is not None or self._may_be_misread(streams):
             streams = with_laid_out_gradients(streams, self.contiguous_gradients)
-        return tuple(streams) + state[layer.num_inputs :], self._without_logdet(layer, tuple(rest))
+        return streams + state[layer.num_inputs :], self._without_logdet(layer, rest)
 
     def _without_logdet(self, layer: ReversibleLayer, further: State) -> State:
-        return further if self.logdet is None else self.logdet.add(layer, further)
+        if self.logdet is None or not layer.knows_logdet:
+            return further
+        rest = self.logdet.add(layer, further)
+        self.tap(LOGDET, self.logdet.value)
+        return rest
+
+    def _may_be_misread(self, streams: State) -> bool:
+        """Whether a gradient, laid out otherwise than on a tape, would be taken for another."""
+        if self.tapes is None or not self.contiguous_gradients:
+            return False
+        return any(gradient_strides(s, True) != s.stride() for s in streams)
 
 
 def _inverted(
