@@ -161,7 +161,7 @@ def statistics_over_processes(rank):
     subs = [nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), SyncNorm(4)) for _ in range(3)]
     net = ReversibleSequence([AdditiveCoupling(*subs[:2]), AdditiveCoupling(subs[2])]).double()
     expected = copy.deepcopy(net)
-    ddp = DDP(net, broadcast_buffers=False)
+    ddp = DDP(net, broadcast_buffers=False, bucket_cap_mb=1e-6)
     x = torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(1)).double()
     for norm in (m for m in expected.modules() if isinstance(m, SyncNorm)):
         norm.alone = True

@@ -8,7 +8,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from revgrad import AdditiveCoupling, ReversibleError, ReversibleSequence
+from revgrad import (
+    AdditiveCoupling,
+    OrthogonalDownsample,
+    OrthogonalUpsample,
+    ReversibleError,
+    ReversibleSequence,
+)
 from revgrad.optim import step_in_backward
 
 from .networks import (
@@ -202,6 +208,34 @@ def steps_inside_the_backward_pass(rank):
         assert torch.equal(states[0][i]["exp_avg"].full_tensor(), state["exp_avg"].full_tensor())
 
 
+def sharing(save_memory=True):
+    """Layers that share a sub-network and matrices: they must be sharded together."""
+    torch.manual_seed(0)
+    shared, down = branch(4), OrthogonalDownsample(8, 2)
+    up = OrthogonalUpsample(8, 2, matrices=down.matrices)
+    layers = [AdditiveCoupling(shared), down, AdditiveCoupling(branch(16)), up]
+    layers.append(AdditiveCoupling(branch(4), shared))
+    return ReversibleSequence(layers, save_memory=save_memory).double()
+
+
+def shared_parameters(rank):
+    expected = sharing(save_memory=False)
+    nets = [sharing(), sharing()]
+    for net in nets:
+        shard(net)
+    x = torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(1)).double()
+    for net, inside in ((expected, False), (nets[0], False), (nets[1], True)):
+        optimizer = optimizer_of(net)
+        if inside:
+            step_in_backward(optimizer)
+        for _ in range(2):
+            optimizer.zero_grad()
+            net(x if net is expected else x.chunk(2)[rank]).square().mean().backward()
+            optimizer.step()
+    for net in nets:
+        expect_close(full(net.parameters()), expected.parameters())
+
+
 CASES = {
     **{
         f"weights, {name}": lambda rank, way=way: weights_are_those_of_one_process(rank, way)
@@ -214,6 +248,7 @@ CASES = {
     "reduced in float32": gradients_reduced_in_float32,
     "parameters in half precision": parameters_in_half_precision,
     "casts of streams": casts_of_the_streams_are_refused,
+    "shared parameters": shared_parameters,
     "step in backward": steps_inside_the_backward_pass,
 }
 
