@@ -12,13 +12,17 @@ import inspect
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
 
 Prepare = Callable[[Tensor], bool | None]
+# By parameter, a weak reference to who steps it.
+_steppers: Any = WeakTensorKeyDictionary()
 
 
 def step_in_backward(
@@ -51,8 +55,8 @@ def step_in_backward(
         A handle whose `remove()` takes the hooks away.
 
     Raises:
-        ValueError: The optimizer needs a closure, two parameters overlap in memory, or there is
-            no parameter to step.
+        ValueError: The optimizer needs a closure, two parameters overlap in memory, one is stepped
+            already, or there is none to step.
         RuntimeError: In the backward pass, where a step would be wrong: see `StepInBackward`.
     """
     return StepInBackward(optimizer, prepare, local)
@@ -88,7 +92,9 @@ class StepInBackward:
         self._step = inspect.unwrap(step, stop=lambda f: not getattr(f, "hooked", False))
         self._stepped: set[int] = set()
         self._stepping = False
-        self._lock = threading.Lock()  # parameters of several devices are stepped by several threads
+        self._lock = (
+            threading.Lock()
+        )  # parameters of several devices are stepped by several threads
         places = [
             (parameter, group)
             for group, options in enumerate(optimizer.param_groups)
@@ -98,6 +104,7 @@ class StepInBackward:
         if not places:
             raise ValueError("no parameter of the optimizer requires a gradient")
         _refuse_overlap([parameter for parameter, _ in places])
+        self._claim([parameter for parameter, _ in places])
         self._handles: list[Any] = [optimizer.register_step_pre_hook(self._end_of_iteration)]
         self._handles += [
             parameter.register_post_accumulate_grad_hook(self._hook(group))
@@ -109,6 +116,17 @@ class StepInBackward:
         while self._handles:
             self._handles.pop().remove()
 
+    def _claim(self, parameters: Sequence[Tensor]) -> None:
+        """A gradient can be used once before it is freed."""
+        for parameter in parameters:
+            other = _steppers[parameter]() if parameter in _steppers else None
+            if other is not None and other._handles:
+                raise ValueError(
+                    f"a parameter of shape {tuple(parameter.shape)} is stepped inside the backward "
+                    "pass already; remove() the hooks of what step_in_backward returned before"
+                )
+            _steppers[parameter] = weakref.ref(self)
+
     def _hook(self, group: int) -> Callable[[Tensor], None]:
         reference = weakref.ref(self)
 
@@ -119,8 +137,10 @@ class StepInBackward:
                     "the optimizer that steps inside the backward pass is gone; keep it as long "
                     "as the network trains, or call remove() of what step_in_backward returned"
                 )
-            with self._lock:
-                self._step_one(parameter, group)
+            # None: the backward pass reached its layer, but without a gradient for it.
+            if parameter.grad is not None:
+                with self._lock:
+                    self._step_one(parameter, group)
 
         return hook
 
@@ -170,10 +190,6 @@ class StepInBackward:
                 "backward pass gradients can't be accumulated: call optimizer.step() after each "
                 "backward pass, and have one backward pass in each iteration"
             )
-        if parameter.grad is None:
-            raise RuntimeError(
-                f"the gradient of {name} is gone: does another step_in_backward step it too?"
-            )
         if len(self.optimizer._optimizer_step_pre_hooks) > 1:
             raise RuntimeError(
                 "the optimizer has a hook of register_step_pre_hook, which finds no gradients "
@@ -219,7 +235,7 @@ def _refuse_overlap(parameters: Sequence[Tensor]) -> None:
         extent = 1 + sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True))
         ends.append((str(p.device), p.data_ptr(), p.data_ptr() + extent * p.element_size(), p))
     ends.sort(key=lambda end: end[:3])
-    for (device, _, end, a), (other, start, _, b) in zip(ends, ends[1:], strict=False):
+    for (device, _, end, a), (other, start, _, b) in pairwise(ends):
         if device == other and start < end:
             raise ValueError(
                 f"parameters of shapes {tuple(a.shape)} and {tuple(b.shape)} overlap in memory, so "

@@ -16,6 +16,7 @@ from revgrad import (
     OrthogonalUpsample,
     ReversibleError,
     ReversibleSequence,
+    Tap,
     check_reconstruction,
     is_recomputing,
 )
@@ -52,7 +53,9 @@ def network(**options):
         OrthogonalUpsample(8, 2, matrices=down.matrices),
         AdditiveCoupling(shared),
     ]
-    net = nn.Sequential(nn.Conv2d(3, 8, 1), ReversibleSequence(layers, **options), nn.Conv2d(8, 2, 1))
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 1), ReversibleSequence(layers, **options), nn.Conv2d(8, 2, 1)
+    )
     net[1][0].f[0].bias.requires_grad_(False)
     return net
 
@@ -111,8 +114,8 @@ def test_under_autocast():
     assert equal(*nets)
 
 
-def test_two_forward_passes_in_one_loss():
-    """The step waits until both have given their gradients."""
+def test_two_forward_passes_and_a_penalty_in_one_loss():
+    """The step waits until all have given their gradients."""
     nets = [network() for _ in range(2)]
     for net, inside in zip(nets, (True, False), strict=True):
         optimizer = OPTIMIZERS["momentum"](net.parameters())
@@ -121,8 +124,32 @@ def test_two_forward_passes_in_one_loss():
         torch.manual_seed(1)
         for _ in range(3):
             optimizer.zero_grad()
-            (net(torch.randn(2, 3, 4, 4)) * net(torch.randn(2, 3, 4, 4))).mean().backward()
+            decay = 0.01 * sum(p.square().sum() for p in net.parameters())
+            y = net(torch.randn(2, 3, 4, 4)) * net(torch.randn(2, 3, 4, 4))
+            (y.mean() + decay).backward()
             optimizer.step()
+    assert equal(*nets)
+
+
+@pytest.mark.parametrize("use", ["tap", "output", "both"])
+def test_a_sub_network_before_and_behind_a_tap(use):
+    """From the tap alone, the layer behind is only computed back: it needs the old weights too."""
+    nets = []
+    for inside in (True, False):
+        torch.manual_seed(0)
+        shared = branch()
+        layers = [AdditiveCoupling(shared), Tap("middle", nn.Conv2d(8, 2, 1))]
+        net = ReversibleSequence([*layers, AdditiveCoupling(branch(), shared)])
+        optimizer = OPTIMIZERS["momentum"](net.parameters())
+        if inside:
+            step_in_backward(optimizer)
+        for _ in range(2):
+            y, taps = net(torch.randn(2, 8, 4, 4))
+            parts = {"tap": taps["middle"].sin().sum(), "output": y.square().mean()}
+            (parts[use] if use in parts else sum(parts.values())).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        nets.append(net)
     assert equal(*nets)
 
 
@@ -207,7 +234,7 @@ def test_nothing_is_left_of_a_network_that_is_dropped():
 def test_an_optimizer_that_is_dropped_is_missed():
     net, _, x = small()
     step_in_backward(torch.optim.SGD(net.parameters(), 0.1))
-    with pytest.raises(RuntimeError, match="the optimizer .* is gone; keep it"):
+    with pytest.raises(RuntimeError, match=r"the optimizer .* is gone; keep it"):
         net(x).sum().backward()
 
 
@@ -361,12 +388,22 @@ def test_a_parameter_in_two_reentrant_checkpoints_is_refused():
 
 
 def test_two_that_step_the_same_parameter_are_refused():
+    net, optimizer, _ = small()
+    handle = step_in_backward(optimizer)
+    other = torch.optim.SGD(net.parameters(), 0.1)
+    with pytest.raises(ValueError, match="stepped inside the backward pass already"):
+        step_in_backward(other)
+    handle.remove()
+    step_in_backward(other)
+
+
+def test_a_grad_scaler_raises():
     net, optimizer, x = small()
     step_in_backward(optimizer)
-    other = torch.optim.SGD(net.parameters(), 0.1)
-    step_in_backward(other)
-    with pytest.raises(RuntimeError, match="another step_in_backward"):
-        net(x).sum().backward()
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(net(x).sum()).backward()
+    with pytest.raises(AssertionError, match="No inf checks were recorded"):
+        scaler.step(optimizer)
 
 
 def test_hooks_before_a_step_are_refused():
@@ -412,7 +449,7 @@ def test_overlapping_parameters_are_refused():
 
 def test_wrong_arguments():
     net, optimizer, _ = small()
-    with pytest.raises(TypeError, match="must be a torch.optim.Optimizer, not ReversibleSequence"):
+    with pytest.raises(TypeError, match=r"must be a torch.optim.Optimizer, not ReversibleSequence"):
         step_in_backward(net)
     net.requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter of the optimizer requires a gradient"):
@@ -432,7 +469,7 @@ class Borrows(nn.Module):
 
 @pytest.mark.parametrize("arithmetic", ["float", "exact"])
 def test_a_weight_that_is_used_unseen_is_found_by_the_check(arithmetic):
-    """The one way to a wrong gradient: its layer's step comes before the repetition that uses it."""
+    """The one way to a wrong gradient: the step comes before the repetition that uses it."""
     owner = nn.Linear(3, 3)
     layers = [AdditiveCoupling(Borrows(owner)), AdditiveCoupling(owner)]
     net = ReversibleSequence(layers, split_dim=-1, arithmetic=arithmetic)

@@ -49,7 +49,7 @@ def _lines(
 
 
 def _style(name: str) -> dict[str, Any]:
-    """Solid for the memory-efficient ones; their base in the same colour, dashed; dotted for steps."""
+    """Solid for the memory-efficient ones, dotted if they step; dashed for their base."""
     base = VARIANTS[name].base
     efficient = next(v for v in VARIANTS if VARIANTS[v].base == base and v != base)
     line = ":" if VARIANTS[name].steps else "--" if name == base else "-"

@@ -93,8 +93,9 @@ def _introduction(plan: Plan) -> str:
         "the number of coupling blocks of each resolution on the way down, and again on the way "
         "up. A step is a forward and a backward pass, without an optimizer unless it steps inside "
         "the backward pass. Its caller holds the input, the output and the output's gradient; "
-        "parameters and gradients are part of the peak. Memory is that of PyTorch's tensors; each figure comes from a fresh process. Times "
-        "come from one process in which the variants take turns."
+        "parameters and gradients are part of the peak. Memory is that of PyTorch's tensors; each "
+        "figure comes from a fresh process. Times come from one process in which the variants take "
+        "turns."
     )
 
 

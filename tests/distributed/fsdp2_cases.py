@@ -185,12 +185,11 @@ def casts_of_the_streams_are_refused(rank):
 
 def steps_inside_the_backward_pass(rank):
     """To the bit those of the optimizer afterwards; no gradient is left."""
-    nets, states = [], []
+    nets, states, stepped = [], [], []
     for inside in (True, False):
         net = made()
         each_layer(net)
         optimizer = torch.optim.AdamW(net.parameters(), 1e-2)
-        stepped = []
         if inside:
             step_in_backward(optimizer, prepare=lambda p: stepped.append(id(p)))
         for step in range(3):

@@ -1,8 +1,8 @@
 """Two processes on one machine that meet by a file: cases that both run, and a test of each.
 
-A file of cases ends with `main(CASES)` and is run as a module, once in each process. A case gets its
-rank and raises if something is wrong. A case that fails ends the run, as the processes may then be
-at different places; one that hangs ends by the limit of its collectives, or of the whole run.
+A file of cases ends with `main(CASES)` and is run as a module, once in each process. A case gets
+its rank and raises if something is wrong. A case that fails ends the run, as the processes may then
+be at different places; one that hangs ends by the limit of its collectives, or of the whole run.
 """
 
 import datetime

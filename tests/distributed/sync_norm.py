@@ -1,4 +1,4 @@
-"""Batch norm with statistics of all processes: a stand-in for SyncBatchNorm, which has no CPU form."""
+"""Batch norm over all processes: a stand-in for SyncBatchNorm, which has no CPU form."""
 
 import torch
 import torch.distributed as dist

@@ -26,7 +26,9 @@ def torchrun(*arguments):
 
 def losses(done):
     assert done.returncode == 0, done.stderr[-4000:]
-    return [float(number) for number in re.findall(r"loss (\S+) in .* step, (\S+) in", done.stdout)[0]]
+    return [
+        float(number) for number in re.findall(r"loss (\S+) in .* step, (\S+) in", done.stdout)[0]
+    ]
 
 
 @pytest.mark.timeout(170)
