@@ -83,7 +83,7 @@ class StepInBackward:
             )
         _refuse_closure(optimizer)
         # The optimizer holds this object; the other way round, and from the parameters, references
-        # are weak, so that a network that is dropped is freed at once and not by garbage collection.
+        # are weak, so that a network that is dropped is freed at once, without garbage collection.
         self._optimizer = weakref.ref(optimizer)
         self._prepare = prepare
         self._local = local

@@ -1,6 +1,7 @@
 """DistributedDataParallel around reversible sequences, in two processes: see `pair`."""
 
 import copy
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -207,9 +208,7 @@ def processes_of_their_own_may_step(rank):
 
 CASES = {
     **{
-        f"weights, {name}": lambda rank, options=options: weights_are_those_of_one_process(
-            rank, options
-        )
+        f"weights, {name}": partial(weights_are_those_of_one_process, options=options)
         for name, options in OPTIONS.items()
     },
     "exact arithmetic": gradients_of_exact_arithmetic,

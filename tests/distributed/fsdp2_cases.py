@@ -1,11 +1,16 @@
 """FSDP2 (`fully_shard`) on reversible sequences, in two processes: see `pair`."""
 
 import warnings
+from functools import partial
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
 from revgrad import (
@@ -15,9 +20,11 @@ from revgrad import (
     ReversibleError,
     ReversibleSequence,
 )
+from revgrad.models import iUNet
 from revgrad.optim import step_in_backward
 
 from .networks import (
+    Scaled,
     batch,
     branch,
     expect_close,
@@ -217,6 +224,49 @@ def sharing(save_memory=True):
     return ReversibleSequence(layers, save_memory=save_memory).double()
 
 
+def an_iunet(rank):
+    """Its norms are fused and added to the streams in one pass; its resampling is learned."""
+    nets = []
+    for way in (None, each_layer):
+        torch.manual_seed(0)
+        net = iUNet(2, 1, 2, (4, 8), (2, 1), save_memory=way is not None).double()
+        if way is not None:
+            way(net)
+        nets.append(net)
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+    nets[0](x).square().mean().backward()
+    nets[1](x.chunk(2)[rank]).square().mean().backward()
+    found, expected = ([p.grad for p in net.parameters()] for net in nets[::-1])
+    expect_close(full(found), expected, 1e-10)
+
+
+def two_backward_passes(rank):
+    net, expected = made(), made(save_memory=False)
+    each_layer(net)
+    for one, x in ((net, half(0, rank)), (expected, batch(0))):
+        total = loss(one(x))
+        total.backward(retain_graph=True)
+        total.backward()
+    expect_close(full(p.grad for p in net.parameters()), [p.grad for p in expected.parameters()])
+
+
+def the_inverse(rank):
+    """It is not the call of a layer: FSDP is told to gather weights for it, too."""
+    net = ReversibleSequence([AdditiveCoupling(branch(4), branch(4)), Scaled(branch(4))]).double()
+    x = torch.randn(2, 8, 6, 6, dtype=torch.float64)
+    for layer in net:
+        shard(layer)
+        register_fsdp_forward_method(layer, "inverse")
+    with torch.no_grad():
+        expect_close([net.inverse(net(x))], [x])
+    net(x).square().mean().backward()  # by way of the inverse, in the layer that has no step back
+    found = full(p.grad for p in net.parameters())
+    net.zero_grad()
+    net.save_memory = False
+    net(x).square().mean().backward()
+    expect_close(found, full(p.grad for p in net.parameters()))
+
+
 def shared_parameters(rank):
     expected = sharing(save_memory=False)
     nets = [sharing(), sharing()]
@@ -237,7 +287,7 @@ def shared_parameters(rank):
 
 CASES = {
     **{
-        f"weights, {name}": lambda rank, way=way: weights_are_those_of_one_process(rank, way)
+        f"weights, {name}": partial(weights_are_those_of_one_process, way=way)
         for name, way in WAYS.items()
     },
     "exact arithmetic": gradients_of_exact_arithmetic,
@@ -248,6 +298,9 @@ CASES = {
     "parameters in half precision": parameters_in_half_precision,
     "casts of streams": casts_of_the_streams_are_refused,
     "shared parameters": shared_parameters,
+    "iUNet": an_iunet,
+    "two backward passes": two_backward_passes,
+    "inverse": the_inverse,
     "step in backward": steps_inside_the_backward_pass,
 }
 

@@ -9,6 +9,7 @@ from revgrad import (
     HaarDownsample,
     HaarUpsample,
     JoinSkip,
+    ReversibleLayer,
     ReversibleSequence,
     SplitSkip,
     Tap,
@@ -21,6 +22,20 @@ def branch(channels):
         nn.InstanceNorm2d(channels, affine=True),
         nn.SiLU(),
     )
+
+
+class Scaled(ReversibleLayer):
+    """Has a parameter of its own and no step back: it is inverted, then run forward again."""
+
+    def __init__(self, f):
+        super().__init__()
+        self.f, self.scale = f, nn.Parameter(torch.full((1,), 0.5))
+
+    def forward(self, x1, x2):
+        return x1 + self.scale * self.run(self.f, x2), x2
+
+    def inverse(self, y1, y2):
+        return y1 - self.scale * self.run(self.f, y2), y2
 
 
 class UNet(nn.Module):
@@ -37,6 +52,7 @@ class UNet(nn.Module):
             Tap("coarse", nn.Conv2d(16, 2, 1)),
             HaarUpsample(2),
             JoinSkip(),
+            Scaled(branch(4)),
             AdditiveCoupling(branch(4), branch(4)),
         ]
         self.body = ReversibleSequence(layers, **options)
