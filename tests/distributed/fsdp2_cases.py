@@ -1,4 +1,4 @@
-"""FSDP2 (`fully_shard`) on reversible sequences, in two processes: see `pair`."""
+"""FSDP2 and tensor parallelism in reversible sequences, in two processes: see `pair`."""
 
 import warnings
 from functools import partial
@@ -7,11 +7,17 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
     MixedPrecisionPolicy,
     fully_shard,
     register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 
 from revgrad import (
     AdditiveCoupling,
@@ -149,6 +155,41 @@ def a_branch_is_refused(rank):
         expect_raises(ReversibleError, words, lambda net=net: net(torch.randn(1, 8, 4, 4)))
         net.save_memory = False
         net(torch.randn(1, 8, 4, 4)).sum().backward()
+
+
+def an_fsdp1_branch_is_refused(rank):
+    f = FullyShardedDataParallel(branch(4), device_id=torch.device("cpu"))
+    net = ReversibleSequence([AdditiveCoupling(f)])
+    words = ["layer 0 (AdditiveCoupling): the sub-network is wrapped by FullyShardedDataParallel"]
+    expect_raises(ReversibleError, words, lambda: net(torch.randn(1, 8, 4, 4)))
+
+
+def tensor_parallel_branches(rank):
+    """Their parameters are divided for good, and nothing has to be gathered."""
+
+    def perceptron():
+        return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4))
+
+    nets = []
+    for way in ("one process", "parallel", "parallel, steps inside"):
+        torch.manual_seed(0)
+        net = ReversibleSequence([AdditiveCoupling(perceptron()) for _ in range(3)], split_dim=-1)
+        net.save_memory = way != "one process"
+        if way != "one process":
+            for layer in net.double():
+                plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+                parallelize_module(layer.f, init_device_mesh("cpu", (2,)), plan)
+        optimizer = optimizer_of(net.double())
+        if way == "parallel, steps inside":
+            step_in_backward(optimizer)
+        for _ in range(2):
+            optimizer.zero_grad()
+            net(torch.linspace(-1, 1, 32).view(4, 8).double()).square().mean().backward()
+            optimizer.step()
+        nets.append(net)
+    expected, *found = nets
+    for net in found:
+        expect_close(full(net.parameters()), expected.parameters())
 
 
 def gradients_reduced_in_float32(rank):
@@ -294,6 +335,8 @@ CASES = {
     "layers without a root": layers_without_a_root,
     "accumulation": accumulation_without_reducing,
     "branch": a_branch_is_refused,
+    "branch of FSDP1": an_fsdp1_branch_is_refused,
+    "tensor parallel branches": tensor_parallel_branches,
     "reduced in float32": gradients_reduced_in_float32,
     "parameters in half precision": parameters_in_half_precision,
     "casts of streams": casts_of_the_streams_are_refused,
