@@ -377,6 +377,23 @@ def test_accumulation_is_refused():
         net(x).sum().backward()
 
 
+def test_a_loss_of_another_network_that_flows_through_is_refused():
+    """A discriminator would be stepped by the generator's loss; frozen meanwhile, it is not."""
+    net, optimizer, x = small()
+    generator = nn.Conv2d(4, 4, 1)
+    step_in_backward(optimizer)
+    net(x).sum().backward()
+    optimizer.step()
+    before = copy.deepcopy(net)
+    net.requires_grad_(False)
+    net(generator(x)).sum().backward()
+    net.requires_grad_()
+    assert equal(net, before) and generator.weight.grad is not None
+    net(generator(x)).sum().backward()
+    with pytest.raises(RuntimeError, match="second gradient"):
+        net(x).sum().backward()
+
+
 def test_a_parameter_in_two_reentrant_checkpoints_is_refused():
     """Their backward passes are passes of their own: each gives the parameter a gradient."""
     net, optimizer, x = small()
