@@ -2,6 +2,7 @@
 
 from revgrad import memory as memory
 from revgrad import nn as nn
+from revgrad import optim as optim
 from revgrad.autograd import check_reconstruction, is_recomputing
 from revgrad.errors import ReversibleError
 from revgrad.fixed_point import FixedPoint
@@ -26,7 +27,7 @@ from revgrad.nn import (
 )
 from revgrad.version import __version__
 
-# Not `nn` and `memory`: a star import must not hide torch.nn.
+# Not `nn`, `optim` and `memory`: a star import must not hide torch.nn.
 __all__ = [
     "ActNorm",
     "AdditiveCoupling",

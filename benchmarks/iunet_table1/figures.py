@@ -29,5 +29,7 @@ IUNETS_TIME_RATIO = _by_depth(1.65, 1.68, 1.72, 1.64)
 GOAL_MIB = {
     "revgrad": _by_depth(43.8, 58.8, 88.9, 118.9),
     "revgrad-fused": _by_depth(41.8, 56.8, 86.9, 116.9),
+    "revgrad-stepping": _by_depth(36.1, 43.6, 58.7, 73.7),
+    "revgrad-fused-stepping": _by_depth(34.1, 41.6, 56.7, 71.7),
 }
 GOAL_TIME_RATIO = {"revgrad": 1.35, "revgrad-fused": 0.95}

@@ -38,7 +38,7 @@ def _memory(plan: Plan, variant: str, rows: Sequence[Row]) -> Iterator[str]:
 
 def _time(variant: str, rows: Sequence[Row]) -> Iterator[str]:
     found = {r.depth: r.time["wall_ratio"] for r in rows if r.time and "wall_ratio" in r.time}
-    if found:
+    if found and variant in GOAL_TIME_RATIO:
         limits = dict.fromkeys(found, GOAL_TIME_RATIO[variant])
         yield f"Goal, time of {variant} by that of plain: {_within(found, limits, '.2f')}"
 

@@ -29,12 +29,14 @@ class Variant:
         base: The variant that trains the same modules by ordinary autograd.
         about: What it does, in a few words.
         adaptor: The adaptor in `peers` that needs the same packages, if it needs any.
+        steps: Whether an optimizer steps inside the backward pass.
     """
 
     make: Callable[[int, int], nn.Module]
     base: str
     about: str
     adaptor: str = ""
+    steps: bool = False
 
     def available(self) -> Availability:
         """Whether it can run here, and if not, why and what to do."""
@@ -87,6 +89,7 @@ def unit(in_channels: int, out_channels: int, spatial_dims: int) -> nn.Module:
     )
 
 
+_STEPPING = "with SGD inside the backward pass; plain has no optimizer"
 _PLAIN = "iUNet.body with save_memory=False: ordinary autograd"
 
 VARIANTS: Mapping[str, Variant] = {
@@ -103,6 +106,18 @@ VARIANTS: Mapping[str, Variant] = {
         partial(_revgrad, arithmetic="float", save_memory=True, fused=True),
         "plain",
         "iUNet.body, fused, against plain without fusion",
+    ),
+    "revgrad-stepping": Variant(
+        partial(_revgrad, arithmetic="float", save_memory=True),
+        "plain",
+        f"iUNet.body, {_STEPPING}",
+        steps=True,
+    ),
+    "revgrad-fused-stepping": Variant(
+        partial(_revgrad, arithmetic="float", save_memory=True, fused=True),
+        "plain",
+        f"iUNet.body, fused, {_STEPPING}",
+        steps=True,
     ),
     "plain-exact": Variant(
         partial(_revgrad, arithmetic="exact", save_memory=False),

@@ -49,10 +49,11 @@ def _lines(
 
 
 def _style(name: str) -> dict[str, Any]:
-    """Solid for the memory-efficient ones; their base in the same colour, dashed."""
+    """Solid for the memory-efficient ones, dotted if they step; dashed for their base."""
     base = VARIANTS[name].base
     efficient = next(v for v in VARIANTS if VARIANTS[v].base == base and v != base)
-    return plot.style(efficient) | {"marker": "o", "linestyle": "--" if name == base else "-"}
+    line = ":" if VARIANTS[name].steps else "--" if name == base else "-"
+    return plot.style(efficient) | {"marker": "o", "linestyle": line}
 
 
 def _peak(row: Row) -> float | None:

@@ -91,10 +91,11 @@ def _introduction(plan: Plan) -> str:
         f"{settings.size} x {settings.size} pixels on top and twice as many on each next one. A "
         "coupling's sub-network is one unit of convolution, instance norm and leaky ReLU; depth is "
         "the number of coupling blocks of each resolution on the way down, and again on the way "
-        "up. A step is a forward and a backward pass without an optimizer. Its caller holds the "
-        "input, the output and the output's gradient; parameters and gradients are part of the "
-        "peak. Memory is that of PyTorch's tensors; each figure comes from a fresh process. Times "
-        "come from one process in which the variants take turns."
+        "up. A step is a forward and a backward pass, without an optimizer unless it steps inside "
+        "the backward pass. Its caller holds the input, the output and the output's gradient; "
+        "parameters and gradients are part of the peak. Memory is that of PyTorch's tensors; each "
+        "figure comes from a fresh process. Times come from one process in which the variants take "
+        "turns."
     )
 
 

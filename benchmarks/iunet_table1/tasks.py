@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from revgrad.benchmarks.iunet_table1.networks import body
+import torch
+from torch import nn
+
+from revgrad.benchmarks.iunet_table1.networks import VARIANTS, body
 from revgrad.benchmarks.sequence.settings import Settings
 from revgrad.benchmarks.sequence.tasks import in_turns
 from revgrad.benchmarks.sequence.workload import ModuleStep, memory_format
 from revgrad.memory import measure
+from revgrad.optim import step_in_backward
 
 
 def memory(settings: Settings, depth: int, variant: str) -> dict[str, Any]:
@@ -30,4 +34,18 @@ def made(settings: Settings, depth: int, variant: str) -> ModuleStep:
     """A training step of a variant's body."""
     net = body(variant, settings.channels, depth).to(settings.device)
     net.to(memory_format=memory_format(settings))  # type: ignore[call-overload]
-    return ModuleStep(net, settings)
+    return (SteppingStep if VARIANTS[variant].steps else ModuleStep)(net, settings)
+
+
+class SteppingStep(ModuleStep):
+    """A training step whose optimizer, plain SGD, steps inside the backward pass."""
+
+    def __init__(self, module: nn.Module, settings: Settings) -> None:
+        super().__init__(module, settings)
+        # The gradients of a sum over all pixels are large, and weights shall stay what they are.
+        self.optimizer = torch.optim.SGD(module.parameters(), 1e-9)
+        step_in_backward(self.optimizer)
+
+    def __call__(self) -> None:
+        super().__call__()
+        self.optimizer.step()

@@ -15,6 +15,7 @@ from revgrad.autograd.layout import gradient_strides
 from revgrad.autograd.protocol import Layer, Part, State
 from revgrad.autograd.recompute import Evaluation, accelerators
 from revgrad.autograd.tail import cut
+from revgrad.autograd.wrappers import refuse_wrapped
 from revgrad.errors import ReversibleError
 from revgrad.fixed_point import FixedPoint
 
@@ -68,6 +69,7 @@ class Record:
         self.strides = [x.stride() for x in streams]
         self.gradient_strides = [gradient_strides(x, contiguous) for x in streams]
         self.inventory = Inventory(part.module)
+        refuse_wrapped(layer, self.inventory)
         # Where each parameter stands (tied ones at several places), and its number.
         self.places: list[tuple[dict[str, Any], str, int]] = []
         self.evaluations: list[Evaluation] = []

@@ -20,6 +20,7 @@ from revgrad.benchmarks.sequence import run as sequence_run
 from revgrad.benchmarks.sequence.process import TaskError
 from revgrad.benchmarks.sequence.settings import Settings
 from revgrad.cli import main as revgrad
+from revgrad.memory import measure
 
 TINY = Settings(channels=4, size=32)
 MIB = 2**20
@@ -76,6 +77,28 @@ def test_base_trains_the_same_modules(ours, channels_last):
         if ours == "revgrad-exact":
             assert torch.equal(found, expected)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_stepping_holds_the_gradients_of_one_layer():
+    reports = {
+        name: measure(step, step.module)
+        for name in ("revgrad", "revgrad-stepping")
+        for step in [tasks.made(TINY, 3, name)]
+    }
+    inside = reports["revgrad-stepping"]
+    assert inside.parameters == reports["revgrad"].parameters
+    step = tasks.made(TINY, 3, "revgrad-stepping")
+    largest = max(sum(p.nbytes for p in m.parameters()) for m in step.module.modules() if leaf(m))
+    assert inside.gradients <= largest < reports["revgrad"].gradients
+    assert inside.peak_without_scratch < reports["revgrad"].peak_without_scratch
+    before = [p.detach().clone() for p in step.module.parameters()]
+    step()
+    assert not all(map(torch.equal, before, step.module.parameters()))
+    assert all(p.grad is None for p in step.module.parameters())
+
+
+def leaf(module):
+    return not list(module.children())
 
 
 def test_couplings_have_one_unit_and_widths_double():
@@ -223,6 +246,14 @@ def test_goals_are_judged_before_rounding():
         "at 10 NOT met, 60.0 (at most 58.8)",
         "Goal, time of revgrad by that of plain: at 5 met, 1.30 (at most 1.35); "
         "at 10 NOT met, 1.35 (at most 1.35)",
+    ]
+
+
+def test_goals_of_stepping_are_of_memory_alone():
+    rows = [row("revgrad-fused-stepping", 5, 34.2, 0.3, 2.0)]
+    assert list(goal.verdicts(PLAN, rows)) == [
+        "Goal, peak of revgrad-fused-stepping without scratch in MiB: at 5 NOT met, 34.2 "
+        "(at most 34.1)"
     ]
 
 
