@@ -19,6 +19,7 @@ from revgrad.nn import (
     ReversibleSequence,
     SplitSkip,
     Tap,
+    convert,
     suggest_fraction_bits,
 )
 from revgrad.version import __version__
@@ -42,6 +43,7 @@ __all__ = [
     "Tap",
     "__version__",
     "check_reconstruction",
+    "convert",
     "is_recomputing",
     "suggest_fraction_bits",
 ]

@@ -1,5 +1,7 @@
 """Modules that a user composes: reversible layers and the sequence that runs them."""
 
+from revgrad.nn.convert import convert
+from revgrad.nn.convert_report import Conversion, ConvertReport
 from revgrad.nn.coupling import AdditiveCoupling
 from revgrad.nn.fraction_bits import FractionBits, suggest_fraction_bits
 from revgrad.nn.fuse import FuseReport, fuse
@@ -21,6 +23,8 @@ from revgrad.nn.tap import Tap
 __all__ = [
     "AdditiveCoupling",
     "ChannelMixing",
+    "Conversion",
+    "ConvertReport",
     "FractionBits",
     "FuseReport",
     "HaarDownsample",
@@ -37,6 +41,7 @@ __all__ = [
     "ReversibleSequence",
     "SplitSkip",
     "Tap",
+    "convert",
     "fuse",
     "suggest_fraction_bits",
 ]
