@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from revgrad.nn.conv_unit import CONVOLUTIONS, ConvUnit, parts_of
 from revgrad.nn.convert_report import Conversion, ConvertReport
@@ -33,6 +34,7 @@ def convert(
     couplings_per_unit: int = 1,
     arithmetic: str = "float",
     fraction_bits: int = 20,
+    copy_output: bool = False,
     inplace: bool = False,
 ) -> tuple[Network, ConvertReport]:
     """Make runs of convolution units in a network reversible. This makes ANOTHER FUNCTION.
@@ -62,6 +64,8 @@ def convert(
             half of each.
         arithmetic: "float" or "exact", see `ReversibleSequence`.
         fraction_bits: Binary digits behind the point in exact arithmetic.
+        copy_output: Hand a copy of each sequence's output on, for code that changes it in place
+            (`y += x`). Without, such code gets an error in the backward pass, at half the memory.
         inplace: Change `module` itself and return it. Else it stays untouched.
 
     Returns:
@@ -79,8 +83,8 @@ def convert(
     wanted = _filter(only, module)
     network = module if inplace else copy.deepcopy(module)
     options = {"arithmetic": arithmetic, "fraction_bits": fraction_bits}
-    surgeon = _Surgeon(network, wanted, min_length, couplings_per_unit, options)
-    report = surgeon.operate()
+    settings = _Settings(wanted, min_length, couplings_per_unit, copy_output, options)
+    report = _Surgeon(network, settings).operate()
     warnings.warn(report.notice, stacklevel=2)
     return network, report
 
@@ -102,21 +106,30 @@ class _Member:
     obstacle: str = ""
 
 
+@dataclass(frozen=True)
+class _Settings:
+    """What the caller wants."""
+
+    wanted: Filter
+    min_length: int
+    couplings_per_unit: int
+    copy_output: bool
+    options: dict[str, Any]
+
+
+class _Copy(nn.Module):
+    """Gives its input's numbers to whoever may write into them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clone()
+
+
 class _Surgeon:
     """Goes through a network once and replaces runs."""
 
-    def __init__(
-        self,
-        root: nn.Module,
-        wanted: Filter,
-        min_length: int,
-        couplings_per_unit: int,
-        options: dict[str, Any],
-    ) -> None:
-        ReversibleSequence([], **options)  # refuses wrong options before anything is changed
-        self._root, self._wanted = root, wanted
-        self._min_length, self._couplings_per_unit = min_length, couplings_per_unit
-        self._options = options
+    def __init__(self, root: nn.Module, settings: _Settings) -> None:
+        ReversibleSequence([], **settings.options)  # refuses wrong ones before anything is changed
+        self._root, self._settings = root, settings
         self._uses = Uses(root)
         self._visited: set[int] = set()
         self._reasons: dict[int, str] = {}  # by id of the convolution; empty where it was replaced
@@ -154,7 +167,7 @@ class _Surgeon:
     def _operate_on(
         self, module: nn.Module, path: str, order: tuple[str, ...], members: list[_Member]
     ) -> None:
-        wanted = self._wanted(path, module)
+        wanted = self._settings.wanted(path, module)
         for member in members:
             member.obstacle = self._obstacle(module, order, member)
             if not wanted:
@@ -176,8 +189,11 @@ class _Surgeon:
         return member.unit.obstacle()
 
     def _obstacle_of_run(self, order: tuple[str, ...], run: list[_Member]) -> str:
-        if len(run) < self._min_length:
-            return f"in a run of {len(run)}, shorter than min_length={self._min_length}"
+        least = self._settings.min_length
+        if len(run) < least:
+            return f"in a run of {len(run)}, shorter than min_length={least}"
+        if all(len(member.unit.parts) == 1 for member in run):
+            return "no norm or activation behind it, so there is nothing to save"
         calls = Counter(name for member in run for name in member.names)
         outside = [name for name, count in calls.items() if order.count(name) > count]
         return f"shares {', '.join(outside)} with what is outside of the run" if outside else ""
@@ -205,17 +221,24 @@ class _Surgeon:
         """What stands for a run, and its description."""
         first = units[0].convolution
         channels = units[0].out_channels
-        twins = [unit for unit in units for _ in range(self._couplings_per_unit)]
+        twins = [unit for unit in units for _ in range(self._settings.couplings_per_unit)]
         narrow = channels // 2
         couplings = [AdditiveCoupling(unit.twin(narrow), unit.twin(narrow)) for unit in twins]
-        made: nn.Module = ReversibleSequence(couplings, **self._options)
-        text = f"{len(couplings)} couplings of {narrow} + {narrow} channels"
+        made = OrderedDict[str, nn.Module]()
+        made["couplings"] = ReversibleSequence(couplings, **self._settings.options)
+        text = (
+            f"{len(couplings)} coupling{'s' * (len(couplings) > 1)} of {narrow} + {narrow} channels"
+        )
         if units[0].in_channels != channels:
             place = {"device": first.weight.device, "dtype": first.weight.dtype}
-            projection = type(first)(units[0].in_channels, channels, 1, **place)
-            made = nn.Sequential(OrderedDict(projection=projection, couplings=made))
+            made["projection"] = type(first)(units[0].in_channels, channels, 1, **place)
+            made.move_to_end("projection", last=False)
             text = f"1x1 convolution {units[0].in_channels} to {channels}, {text}"
-        return made.train(first.training), text
+        if self._settings.copy_output:
+            made["copy"] = _Copy()
+            text += ", a copy"
+        module = nn.Sequential(made) if len(made) > 1 else made["couplings"]
+        return module.train(first.training), text
 
 
 def _members(module: nn.Module, order: tuple[str, ...]) -> Iterator[_Member]:
@@ -274,7 +297,9 @@ def _filter(only: str | Iterable[str] | Filter | None, module: nn.Module) -> Fil
     if unknown:
         children = ", ".join(name for name, _ in module.named_children())
         raise ValueError(f"only names {unknown}, which the network has not; it has: {children}")
-    return lambda path, container: any(f"{path}.".startswith(f"{name}.") for name in names)
+    return lambda path, container: any(
+        not name or f"{path}.".startswith(f"{name}.") for name in names
+    )
 
 
 def _convolutions(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -287,7 +312,8 @@ def _has_state(module: nn.Module, name: str) -> bool:
 
 
 def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+    """Numbers in the parameters; lazy ones have none yet."""
+    return sum(p.numel() for p in module.parameters() if not isinstance(p, UninitializedParameter))
 
 
 def _described(units: list[ConvUnit]) -> str:

@@ -55,7 +55,9 @@ class ConvertReport:
         """What must be known before the network is used, in a sentence."""
         total = self.convolutions_replaced + len(self.left)
         if not self.replaced:
-            return f"convert replaced none of {total} convolutions: print its report for the reasons"
+            return (
+                f"convert replaced none of {total} convolutions: print its report for the reasons"
+            )
         return (
             f"convert replaced {self.convolutions_replaced} of {total} convolutions. What stands "
             "there now is ANOTHER FUNCTION WITH FRESH WEIGHTS: train the network anew, with an "
