@@ -88,6 +88,11 @@ class ConvUnit:
 
     def obstacle(self) -> str:
         """Why no reversible sequence can stand for it; empty if one can."""
+        if type(self.convolution) not in _PLAIN:
+            if getattr(self.convolution, "transposed", False):
+                return "transposed"
+            name = type(self.convolution).__name__
+            return f"a {name}, which is none of torch's plain convolutions"
         for part in self.parts:
             if changed(part):
                 return f"its {type(part).__name__} {changed(part)}"
@@ -106,10 +111,6 @@ class ConvUnit:
 
 
 def _obstacle(conv: Any) -> str:
-    if type(conv) not in _PLAIN:
-        if getattr(conv, "transposed", False):
-            return "transposed"
-        return f"a {type(conv).__name__}, which is none of torch's plain convolutions"
     if set(conv.stride) != {1}:
         return "strided"
     if set(conv.dilation) != {1}:

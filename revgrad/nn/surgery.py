@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import Counter
 from typing import Any
 
@@ -62,7 +63,7 @@ def _chain(nodes: list[fx.Node]) -> tuple[str, ...] | None:
     if len(nodes) < 2 or [n.op for n in nodes].count("placeholder") != 1:
         return None
     inner = nodes[1:-1]
-    chained = (node.args == (before,) for before, node in zip(nodes, nodes[1:], strict=False))
+    chained = (node.args == (before,) for before, node in itertools.pairwise(nodes))
     calls = all(n.op == "call_module" and not n.kwargs and "." not in str(n.target) for n in inner)
     return tuple(str(n.target) for n in inner) if calls and all(chained) else None
 
