@@ -1,17 +1,19 @@
-"""Make a MONAI network reversible by `revgrad.convert`, and train the new network on discs.
+"""Make a network of MONAI's or nnU-Net's reversible by `revgrad.convert`, and train what came out.
 
 The converted network is another function with fresh weights. It is measured beside the original.
-Needs MONAI (`pip install monai`), which is no dependency of revgrad.
+Needs MONAI (`pip install monai`), for PlainConvUNet `pip install dynamic-network-architectures`;
+revgrad depends on neither.
 
     python examples/convert_monai.py
+    python examples/convert_monai.py --network DynUNet --spatial-dims 3 --size 32 --steps 0
 """
 
 from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Sequence
-from importlib.util import find_spec
+from collections.abc import Callable, Sequence
+from importlib import import_module
 
 import torch
 import torch.nn.functional as F
@@ -21,24 +23,68 @@ import revgrad
 from revgrad.memory import measure
 from revgrad.models.losses import dice_cross_entropy
 
+CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
+NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
-def discs(count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Noisy images (N, 1, size, size) of a disc, and its pixels (N, size, size) as label 1."""
-    grid = torch.linspace(-1, 1, size)
-    centres = torch.rand(count, 2, 1, 1, generator=generator) - 0.5
-    distance = torch.hypot(grid[:, None] - centres[:, 0], grid - centres[:, 1])
-    labels = (distance < 0.4).long()
+
+def basic_unet(dims: int, c: int) -> nn.Module:
+    """Two units on each level."""
+    nets = import_module("monai.networks.nets")
+    return nets.BasicUNet(dims, 1, 2, features=(c, c, 2 * c, 4 * c, 8 * c, c))
+
+
+def unet(dims: int, c: int) -> nn.Module:
+    """Residual blocks, the first unit of each strided."""
+    nets = import_module("monai.networks.nets")
+    return nets.UNet(dims, 1, 2, (c, 2 * c, 4 * c), (2, 2), num_res_units=3)
+
+
+def dynunet(dims: int, c: int) -> nn.Module:
+    """MONAI's nnU-Net."""
+    nets = import_module("monai.networks.nets")
+    return nets.DynUNet(dims, 1, 2, (3, 3, 3), (1, 2, 2), (2, 2), filters=(c, 2 * c, 4 * c))
+
+
+def segresnet(dims: int, c: int) -> nn.Module:
+    """Residual blocks whose sums, norms and activations are code."""
+    nets = import_module("monai.networks.nets")
+    return nets.SegResNet(dims, c, 1, 2)
+
+
+def plain_conv_unet(dims: int, c: int) -> nn.Module:
+    """nnU-Net's own."""
+    nets = import_module("dynamic_network_architectures.architectures.unet")
+    conv, widths = CONVOLUTIONS[dims], (c, 2 * c, 4 * c)
+    options = {"norm_op": NORMS[dims], "norm_op_kwargs": {"affine": True}, "nonlin": nn.LeakyReLU}
+    return nets.PlainConvUNet(1, 3, widths, conv, 3, (1, 2, 2), 2, 2, 2, **options)
+
+
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
+    "BasicUNet": basic_unet,
+    "UNet": unet,
+    "DynUNet": dynunet,
+    "SegResNet": segresnet,
+    "PlainConvUNet": plain_conv_unet,
+}
+
+
+def balls(count: int, shape: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Noisy images (N, 1, *shape) of a ball, and its pixels (N, *shape) as label 1."""
+    axes = [torch.linspace(-1, 1, size) for size in shape]
+    place = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+    centres = torch.rand(count, len(shape), *[1 for _ in shape], generator=generator) - 0.5
+    labels = ((place - centres).norm(dim=1) < 0.4).long()
     noise = torch.randn(labels.shape, generator=generator)
     return (labels + 0.5 * noise)[:, None], labels
 
 
-def train(net: nn.Module, steps: int, size: int, seed: int) -> list[float]:
+def train(net: nn.Module, steps: int, shape: Sequence[int], seed: int) -> list[float]:
     """Train on fresh images."""
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)  # made after the conversion
     generator = torch.Generator().manual_seed(seed)
     losses = []
     for _ in range(steps):
-        images, labels = discs(4, size, generator)
+        images, labels = balls(4, shape, generator)
         optimizer.zero_grad()
         loss = dice_cross_entropy(net(images), labels)
         loss.backward()
@@ -47,9 +93,9 @@ def train(net: nn.Module, steps: int, size: int, seed: int) -> list[float]:
     return losses
 
 
-def peak(net: nn.Module, size: int) -> int:
+def peak(net: nn.Module, shape: Sequence[int]) -> int:
     """Bytes at the peak of a training step on one image."""
-    images, labels = discs(1, size, torch.Generator().manual_seed(0))
+    images, labels = balls(1, shape, torch.Generator().manual_seed(0))
     report = measure(lambda: F.cross_entropy(net(images), labels).backward(), net)
     return report.peak_without_scratch
 
@@ -57,28 +103,31 @@ def peak(net: nn.Module, size: int) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert, train, and print report, loss and memory."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--network", choices=NETWORKS, default="BasicUNet")
+    parser.add_argument("--spatial-dims", type=int, choices=CONVOLUTIONS, default=2)
     parser.add_argument("--channels", type=int, default=8, help="of the finest level (8)")
     parser.add_argument("--size", type=int, default=64, help="side of the images (64)")
+    parser.add_argument("--min-length", type=int, default=2, help="units that a run must have (2)")
     parser.add_argument("--steps", type=int, default=20, help="of the optimizer (20)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    if find_spec("monai") is None:
-        parser.exit(1, "this example needs MONAI: pip install monai\n")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its optional parts
-        from monai.networks.nets import BasicUNet
 
     torch.manual_seed(args.seed)
-    c = args.channels
-    original = BasicUNet(2, 1, 2, features=(c, c, 2 * c, 4 * c, 8 * c, c))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the report says the same
-        net, report = revgrad.convert(original)
-    print(report)
-    losses = train(net, args.steps, args.size, args.seed)
-    print(f"\nloss {losses[0]:.3f} at the beginning, {losses[-1]:.3f} after {args.steps} steps")
+        warnings.simplefilter("ignore")  # of MONAI's optional parts; the report says what ours says
+        try:
+            original = NETWORKS[args.network](args.spatial_dims, args.channels)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").replace("_", "-")
+            parser.exit(1, f"{args.network} needs another package: pip install {package}\n")
+        net, report = revgrad.convert(original, min_length=args.min_length)
+    print(report, end="\n\n")
+    shape = (args.size,) * args.spatial_dims
+    losses = train(net, args.steps, shape, args.seed)
+    if losses:
+        print(f"loss {losses[0]:.3f} at the beginning, {losses[-1]:.3f} after {args.steps} steps")
     for name, network in (("as it was", original), ("converted", net)):
-        print(f"{name:<10} peak {peak(network, args.size) / 2**20:.2f} MiB")
+        print(f"{name:<10} peak {peak(network, shape) / 2**20:.2f} MiB")
     return 0
 
 

@@ -64,12 +64,12 @@ def test_residual_cnn_learns():
 def test_transformer(capsys):
     example = load("transformer")
     torch.manual_seed(0)
-    net = example.Transformer(6, channels=8, heads=2, depth=3, dropout=0.3).double()
+    net = example.Transformer(6, channels=16, heads=2, depth=3, dropout=0.3).double()
     tokens = torch.randint(example.DIGITS, (4, 6))
     same_gradients(net, lambda: example.step(net, tokens))
     reports = example.compare(net, 6)
     assert reports["reversible"].peak_without_scratch < 0.6 * reports["plain"].peak_without_scratch
-    losses = example.train(net, 30, 6, seed=0)
+    losses = example.train(net, 40, 6, seed=0)
     assert losses[-1] < 0.9 * losses[0]
     arguments = ["--length", "4", "--channels", "4", "--heads", "2", "--depth", "2", "--steps", "2"]
     assert example.main(arguments) == 0
@@ -163,7 +163,19 @@ def test_convert_monai(capsys):
 
 def test_convert_monai_without_monai(monkeypatch, capsys):
     example = load("convert_monai")
-    monkeypatch.setattr(example, "find_spec", lambda name: None)
+
+    def missing(*_):
+        raise ModuleNotFoundError(name="monai")
+
+    monkeypatch.setitem(example.NETWORKS, "BasicUNet", missing)
     with pytest.raises(SystemExit):
         example.main([])
-    assert "pip install monai" in capsys.readouterr().err
+    assert "BasicUNet needs another package: pip install monai" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_convert_monai_data(dims):
+    images, labels = load("convert_monai").balls(3, (16,) * dims, torch.Generator().manual_seed(0))
+    assert images.shape == (3, 1, *(16,) * dims) and labels.shape == (3, *(16,) * dims)
+    assert 0 < labels.float().mean() < 0.3
+    assert images[:, 0][labels == 1].mean() > 0.7 > 0.2 > images[:, 0][labels == 0].mean()
