@@ -96,6 +96,9 @@ class ConvUnit:
         for part in self.parts:
             if changed(part):
                 return f"its {type(part).__name__} {changed(part)}"
+            kinds = {type(p) for p in part.parameters()} - {nn.Parameter}
+            if kinds:
+                return f"its weight is a {kinds.pop().__name__}: convert before it is made one"
             if any(not p.requires_grad for p in part.parameters()):
                 return "frozen: fresh weights would take the place of trained ones"
         return _obstacle(self.convolution)
@@ -117,9 +120,9 @@ def _obstacle(conv: Any) -> str:
         return "dilated"
     if conv.groups != 1:
         return "grouped"
-    if conv.padding != "same" and any(
-        2 * p != k - 1 for p, k in zip(conv.padding, conv.kernel_size, strict=True)
-    ):
+    kernel = conv.kernel_size
+    padding = (0,) * len(kernel) if conv.padding == "valid" else conv.padding
+    if padding != "same" and any(2 * p != k - 1 for p, k in zip(padding, kernel, strict=True)):
         return "changes the size of the image"
     if conv.out_channels % 2:
         return f"an odd number of channels ({conv.out_channels}) has no halves"

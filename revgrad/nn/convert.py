@@ -72,11 +72,16 @@ def convert(
         The converted network and the report, whose first lines are also given as a warning.
 
     Raises:
-        TypeError: If `module` is no `nn.Module`.
+        TypeError: If `module` is no `nn.Module`, or is wrapped in `DistributedDataParallel`.
         ValueError: If a name in `only` is no module of the network, or a number is not positive.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, not {type(module).__name__}")
+    if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in module.modules()):
+        raise TypeError(
+            "DistributedDataParallel knows only the parameters that it was made with: convert the "
+            "module before wrapping it"
+        )
     for name, value in (("min_length", min_length), ("couplings_per_unit", couplings_per_unit)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, not {value!r}")

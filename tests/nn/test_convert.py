@@ -6,6 +6,8 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import revgrad
@@ -143,6 +145,70 @@ def test_it_trains():
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
     assert all(p.grad is not None for p in net.parameters())  # no dead weights
+
+
+@st.composite
+def rows(draw):
+    """A Sequential of units of all kinds and what may stand between them, and its input."""
+    modules, width = [], 2
+    for _ in range(draw(st.integers(1, 6))):
+        after = draw(st.sampled_from([2, 4, 4, 4, 5]))
+        conv = nn.Conv2d(
+            width,
+            after,
+            kernel := draw(st.sampled_from([1, 3])),
+            draw(st.sampled_from([1, 1, 1, 2])),
+            padding=kernel // 2,
+            bias=draw(st.booleans()),
+        )
+        norm = draw(st.sampled_from([nn.InstanceNorm2d, nn.BatchNorm2d, None]))
+        tail = [norm(after)] if norm else []
+        tail += draw(st.sampled_from([[], [nn.Dropout(0.3)], [nn.Identity()]]))
+        tail += draw(st.sampled_from([[], [nn.Tanh()], [nn.SiLU()]]))
+        tail = draw(st.permutations(tail))
+        packed = draw(st.sampled_from(["flat", "sequential", "nested"]))
+        if packed == "nested":
+            tail = [nn.Sequential(*tail)]
+        modules += [conv, *tail] if packed == "flat" else [nn.Sequential(conv, *tail)]
+        if draw(st.integers(0, 4)) == 0:
+            modules.append(nn.AvgPool2d(3, 1, 1))
+        width = after
+    return nn.Sequential(*modules).double()
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(rows(), st.integers(1, 3), st.sampled_from(["float", "exact"]))
+def test_any_row(net, min_length, arithmetic):
+    """The shape and what was left alone stay; all is counted; the gradients are right."""
+    torch.manual_seed(0)
+    old = dict(net.named_parameters())
+    total = sum(isinstance(m, nn.Conv2d) for m in net.modules())
+    converted, report = revgrad.convert(net, min_length=min_length, arithmetic=arithmetic)
+    assert report.convolutions_replaced + len(report.left) == total
+    assert all(item.units >= min_length for item in report.replaced)
+    for path, _ in report.left:
+        assert torch.equal(converted.get_parameter(f"{path}.weight"), old[f"{path}.weight"])
+    x = torch.randn(2, 2, 8, 8, dtype=torch.float64, requires_grad=True)
+    assert converted(x).shape == net(x).shape
+    got, want = gradients(converted, x), gradients(without_memory_saving(converted), x)
+    for a, b in zip(got, want, strict=True):  # autograd.grad fails where a weight has no gradient
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+def test_autocast_and_two_backward_passes():
+    """In bfloat16 to its precision; two losses through one output."""
+    net, _ = revgrad.convert(ToyUNet(dropout=0.2))
+    plain = without_memory_saving(net)
+    x = torch.randn(2, 1, 16, 16)
+    found = []
+    for network in (net, plain):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = network(x)
+        y[:, :1].float().square().mean().backward(retain_graph=True)
+        y[:, 1:].float().abs().mean().backward()
+        found.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+    assert (found[0] - found[1]).norm() < 2e-2 * found[1].norm()
 
 
 # --- what is replaced ------------------------------------------------------------------------
@@ -309,6 +375,10 @@ def test_wrong_arguments():
         revgrad.convert(ToyUNet(), min_length=0)
     with pytest.raises(ValueError, match="couplings_per_unit"):
         revgrad.convert(ToyUNet(), couplings_per_unit=0)
+    wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(wrapped)
+    with pytest.raises(TypeError, match="before wrapping"):
+        revgrad.convert(nn.Sequential(wrapped))
     net = ToyUNet()
     with pytest.raises(ValueError, match="arithmetic"):
         revgrad.convert(net, arithmetic="integer", inplace=True)
@@ -327,6 +397,8 @@ def test_wrong_arguments():
         ("transposed", nn.ConvTranspose2d(4, 4, 3, padding=1)),
         ("changes the size of the image", nn.Conv2d(4, 4, 3)),
         ("changes the size of the image", nn.Conv2d(4, 4, 2, padding=1)),
+        ("changes the size of the image", nn.Conv2d(4, 4, 3, padding="valid")),
+        ("its weight is a Own", nn.Conv2d(4, 4, 3, padding=1)),
         ("an odd number of channels (5) has no halves", nn.Conv2d(4, 5, 3, padding=1)),
         ("frozen: fresh weights", nn.Conv2d(4, 4, 3, padding=1).requires_grad_(False)),
         ("a LazyConv2d, which is none", nn.LazyConv2d(4, 3, padding=1)),
@@ -334,11 +406,19 @@ def test_wrong_arguments():
 )
 def test_units_with_an_obstacle(reason, conv):
     width = conv.out_channels
+    if reason == "its weight is a Own":  # as DTensor and others are
+        conv.weight = type("Own", (nn.Parameter,), {})(conv.weight.detach())
     net = nn.Sequential(conv, nn.ReLU(), *unit(width, 6), *unit(6, 6))
     converted, report = revgrad.convert(net)
     ((path, found),) = report.left
     assert path == "0" and found.startswith(reason)
     assert type(converted[0]) is type(conv) and [i.path for i in report.replaced] == ["2"]
+
+
+def test_padding_by_name():
+    row = [m for p in ("same", "valid") for m in (nn.Conv2d(4, 4, 1, padding=p), nn.ReLU())]
+    _, report = revgrad.convert(nn.Sequential(*row))
+    assert report.convolutions_replaced == 2
 
 
 def test_an_obstacle_cuts_the_run():
