@@ -188,7 +188,7 @@ class _Surgeon:
 
     def _obstacle(self, module: nn.Module, order: tuple[str, ...], member: _Member) -> str:
         if any(self._uses.shared(module, name) for name in member.names):
-            return "its weights are used elsewhere too"
+            return "its weights stand in another place too"
         if any(order.count(name) > 1 and _has_state(module, name) for name in member.names):
             return "called several times"
         return member.unit.obstacle()

@@ -106,7 +106,7 @@ class Uses:
             self._owners.update(id(p) for p in module._parameters.values() if p is not None)
 
     def shared(self, container: nn.Module, name: str) -> bool:
-        """Whether weights of a child are used from outside of it too."""
+        """Whether weights of a child have a place outside of it too."""
         child: Any = container._modules[name]
         inside = {id(module) for module in child.modules()}
         for module in child.modules():

@@ -459,7 +459,7 @@ def test_shared_weights_stay_shared():
     tied[3][0].weight = tied[0][0].weight
     _, report = revgrad.convert(tied)
     assert report.replaced == []
-    assert ("0.0", "its weights are used elsewhere too") in report.left
+    assert ("0.0", "its weights stand in another place too") in report.left
 
 
 class Twice(nn.Module):
