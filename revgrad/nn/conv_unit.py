@@ -40,7 +40,7 @@ def parts_of(module: nn.Module) -> tuple[nn.Module, ...] | None:
 
     None if it contains anything but parts of a unit, or hides what it does with them.
     """
-    if type(module) is nn.Identity:
+    if type(module) is nn.Identity and not has_hooks(module):
         return ()
     if kind_of(module) is not None or isinstance(module, CONVOLUTIONS):
         return (module,)

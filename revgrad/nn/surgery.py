@@ -29,6 +29,8 @@ def order_of_children(module: nn.Module) -> tuple[str, ...] | None:
     Returns:
         None if `forward` does anything else, or what it does depends on data or mode.
     """
+    if "forward" in vars(module) or type(module).__call__ is not nn.Module.__call__:
+        return None  # what runs is not the class's forward alone
     if runs_in_order(module):
         return tuple(module._modules)
     if type(module).__module__.startswith("torch.") or not module._modules:

@@ -561,6 +561,26 @@ def test_order_of_children(order, code):
     assert vars(module) == state  # nothing of the tracing is left
 
 
+def test_what_runs_instead_of_forward_is_not_seen():
+    class Calling(nn.Sequential):
+        def __call__(self, x):
+            return super().__call__(x) + x
+
+    patched = Shell(lambda self, x: self.a(x), a=nn.ReLU())
+    patched.forward = lambda x: x
+    for module in (patched, Calling(nn.ReLU())):
+        assert order_of_children(module) is None
+
+
+def test_a_hooked_identity_cuts_the_run():
+    tap = nn.Identity()
+    tap.register_forward_hook(lambda *_: None)
+    _, report = revgrad.convert(nn.Sequential(*unit(4, 4), tap, *unit(4, 4)))
+    assert report.replaced == []
+    _, report = revgrad.convert(nn.Sequential(*unit(4, 4), nn.Identity(), *unit(4, 4)))
+    assert report.convolutions_replaced == 2
+
+
 def test_residual_code_is_not_seen_but_what_it_calls_is():
     def residual(self, x):
         return x + self.row(x)
