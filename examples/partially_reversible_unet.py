@@ -142,7 +142,7 @@ def stored(net: nn.Module, images: Tensor) -> int:
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a node's own output would hold the node, which holds the output
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         output = net(images)  # alive until all is counted, so that no address is used twice
