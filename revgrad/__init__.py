@@ -23,6 +23,7 @@ from revgrad.nn import (
     ReversibleSequence,
     SplitSkip,
     Tap,
+    convert,
     suggest_fraction_bits,
 )
 from revgrad.version import __version__
@@ -49,6 +50,7 @@ __all__ = [
     "Tap",
     "__version__",
     "check_reconstruction",
+    "convert",
     "is_recomputing",
     "suggest_fraction_bits",
 ]

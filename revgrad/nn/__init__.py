@@ -2,6 +2,8 @@
 
 from revgrad.nn.actnorm import ActNorm
 from revgrad.nn.affine import AffineCoupling
+from revgrad.nn.convert import convert
+from revgrad.nn.convert_report import Conversion, ConvertReport
 from revgrad.nn.coupling import AdditiveCoupling
 from revgrad.nn.fraction_bits import FractionBits, suggest_fraction_bits
 from revgrad.nn.fuse import FuseReport, fuse
@@ -26,6 +28,8 @@ __all__ = [
     "AdditiveCoupling",
     "AffineCoupling",
     "ChannelMixing",
+    "Conversion",
+    "ConvertReport",
     "FractionBits",
     "FuseReport",
     "HaarDownsample",
@@ -44,6 +48,7 @@ __all__ = [
     "ReversibleSequence",
     "SplitSkip",
     "Tap",
+    "convert",
     "fuse",
     "suggest_fraction_bits",
 ]

@@ -9,6 +9,7 @@ from itertools import zip_longest
 from torch import nn
 
 from revgrad.nn.norm_act import NormAct, activation_of, norm_of
+from revgrad.nn.surgery import changed, joined, runs_in_order
 
 # Modules by these names normalise too, in ways of their own.
 _OTHER_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
@@ -91,27 +92,27 @@ def _replace(
     report: FuseReport,
 ) -> None:
     """Replace one child, if it is a norm, and the child after it, if that is its activation."""
-    norm, full = parent._modules[name], _join(path, name)
+    norm, full = parent._modules[name], joined(path, name)
     if norm is None or not isinstance(norm, _OTHER_NORMS):
         return
     obstacle = _obstacle(norm, places)
     if obstacle:
         report.left.append((full, obstacle))
         return
-    behind = parent._modules[after] if after is not None and _runs_in_order(parent) else None
+    behind = parent._modules[after] if after is not None and runs_in_order(parent) else None
     if behind is None or activation_of(behind) in (None, "none"):
         parent._modules[name] = NormAct.like(norm)
         report.replaced.append(Replacement(full, type(norm).__name__))
         return
     assert after is not None
-    if _changed(behind):
-        report.left.append((_join(path, after), _changed(behind)))
+    if changed(behind):
+        report.left.append((joined(path, after), changed(behind)))
         parent._modules[name] = NormAct.like(norm)
         report.replaced.append(Replacement(full, type(norm).__name__))
         return
     parent._modules[name] = NormAct.like(norm, behind)
     parent._modules[after] = nn.Identity().train(behind.training)
-    activation = (_join(path, after), type(behind).__name__)
+    activation = (joined(path, after), type(behind).__name__)
     report.replaced.append(Replacement(full, type(norm).__name__, activation))
 
 
@@ -121,30 +122,4 @@ def _obstacle(norm: nn.Module, places: Counter[int]) -> str:
         return f"{type(norm).__name__} is none of torch's norms that NormAct stands for"
     if places[id(norm)] > 1:
         return "used in several places"
-    return _changed(norm)
-
-
-def _changed(module: nn.Module) -> str:
-    """What was added to a module that a replacement would lose; empty if nothing."""
-    if any(value for key, value in vars(module).items() if key.endswith("_hooks")):
-        return "has hooks"
-    if "forward" in vars(module):
-        return "has a forward of its own"
-    extra = set(module._buffers) - {"running_mean", "running_var", "num_batches_tracked"}
-    if module._modules or extra or set(module._parameters) - {"weight", "bias"}:
-        return "has modules, parameters or buffers of its own"
-    return ""
-
-
-def _runs_in_order(module: nn.Module) -> bool:
-    """Whether children run one after the other: a Sequential or a subclass that adds nothing."""
-    return (
-        isinstance(module, nn.Sequential)
-        and type(module).forward is nn.Sequential.forward
-        and type(module).__iter__ is nn.Sequential.__iter__
-        and "forward" not in vars(module)
-    )
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+    return changed(norm)
