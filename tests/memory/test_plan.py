@@ -1,6 +1,7 @@
 """`plan`: the knapsack against all schedules, peaks against `measure`; it leaves no trace."""
 
 import copy
+import gc
 import random
 from itertools import product
 
@@ -19,7 +20,7 @@ from revgrad import (
     SplitSkip,
     Tap,
 )
-from revgrad.memory import Plan, estimate, layer_costs, measure, plan
+from revgrad.memory import Plan, estimate, layer_costs, live_bytes, measure, plan
 from revgrad.memory.fastest import Cost, fastest, total
 from revgrad.models import iUNet
 
@@ -267,7 +268,12 @@ def test_it_leaves_no_trace_but_the_schedule():
     state = copy.deepcopy(model.state_dict())
     modes = [m.training for m in model.modules()]
     generators = torch.get_rng_state(), random.getstate()
-    found = plan(model, (image(2, 1, 16, 16), torch.ones(1)), 0.5, repeats=1, apply=False)
+    arguments = image(2, 1, 16, 16), torch.ones(1)
+    gc.collect()
+    alive = live_bytes()
+    found = plan(model, arguments, 0.5, repeats=1, apply=False)
+    gc.collect()
+    assert live_bytes() == alive
     assert model.body.schedule == "invert"
     assert [m.training for m in model.modules()] == modes
     assert all(
