@@ -162,13 +162,13 @@ def _saved(
     """A layer's outputs, and bytes by address of what ordinary autograd keeps of it."""
     own = (*layer.parameters(), *layer.buffers())
     known = {t.untyped_storage().data_ptr() for t in own}
-    saved: dict[int, int] = {}  # and no tensors: the graph holds `pack`, and never went
+    saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = memory_of(tensor).untyped_storage()
         if storage.data_ptr() not in known:
             saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # with its history it could hold the graph that holds it
 
     leaves = tuple(s.detach().requires_grad_() for s in streams)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -1,6 +1,7 @@
 """`plan`: the knapsack against all schedules, peaks against `measure`; it leaves no trace."""
 
 import copy
+import gc
 import random
 from itertools import product
 
@@ -19,7 +20,7 @@ from revgrad import (
     SplitSkip,
     Tap,
 )
-from revgrad.memory import Plan, estimate, measure, plan
+from revgrad.memory import Plan, estimate, layer_costs, live_bytes, measure, plan
 from revgrad.memory.fastest import Cost, fastest, total
 from revgrad.models import iUNet
 
@@ -113,6 +114,14 @@ def test_bytes_are_rounded_to_a_2048th_each():
 # --- the peak -----------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def steady(monkeypatch):
+    """Seconds that are no matter of chance: what is stored saves one each."""
+    saved = {"invert": 0.0, "recompute": 0.0, "store": 1.0}
+    monkeypatch.setattr(layer_costs._Alike, "saved", lambda self, way: saved[way])
+    monkeypatch.setattr(layer_costs._Alike, "end_of_tape", lambda self: 0.01)
+
+
 class Sided(nn.Module):
     """A sequence with taps, skips, a side input and an inner sequence inside of a network."""
 
@@ -181,11 +190,11 @@ def measured(model, arguments, optimizer=None, dtype=None):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_peak_is_as_predicted_and_within_the_budget(case):
+def test_the_peak_is_as_predicted_and_within_the_budget(case, steady):
     make, shape, options = CASES[case]
     model = make()
     arguments = (image(*shape), torch.ones(1)) if case == "sided" else (image(*shape),)
-    tolerance = 0.05 if case in ("exact", "bfloat16") else 0.02
+    tolerance = {"exact": 0.05, "bfloat16": 0.1}.get(case, 0.02)
     for fraction in (0.0, 0.4, 1.0):
         found = plan(model, arguments, fraction, repeats=1, **options)
         assert found.lowest <= found.peak <= found.budget
@@ -207,7 +216,7 @@ def test_the_ends_of_the_scale_to_the_byte(way):
     assert measured(model, (x,)) == real
 
 
-def test_what_a_layer_keeps():
+def test_what_a_layer_keeps(steady):
     x = image(2, 16, 48, 48)
     stream = 2 * 8 * 48 * 48 * 4
     found = plan(sequence(), x, 1.0, repeats=1)
@@ -216,12 +225,12 @@ def test_what_a_layer_keeps():
     assert layers["store"].bytes // stream in (6, 7)  # with the other stream behind a tape
 
 
-def test_half_of_the_way_is_used():
+def test_half_of_the_way_is_used(steady):
     """Something is stored, and the more, the more memory there is."""
     model, x = sequence(depth=12), image(2, 16, 48, 48)
     peaks, stored = [], []
     for fraction in (0.25, 0.5, 0.75, 1.0):
-        found = plan(model, x, fraction, repeats=3)
+        found = plan(model, x, fraction, repeats=1)
         peaks.append(found.peak)
         stored.append(sum(la.bytes for la in found.layers))
     assert peaks == sorted(peaks) and peaks[0] > found.lowest
@@ -259,7 +268,12 @@ def test_it_leaves_no_trace_but_the_schedule():
     state = copy.deepcopy(model.state_dict())
     modes = [m.training for m in model.modules()]
     generators = torch.get_rng_state(), random.getstate()
-    found = plan(model, (image(2, 1, 16, 16), torch.ones(1)), 0.5, repeats=1, apply=False)
+    arguments = image(2, 1, 16, 16), torch.ones(1)
+    gc.collect()
+    alive = live_bytes()
+    found = plan(model, arguments, 0.5, repeats=1, apply=False)
+    gc.collect()
+    assert live_bytes() == alive
     assert model.body.schedule == "invert"
     assert [m.training for m in model.modules()] == modes
     assert all(

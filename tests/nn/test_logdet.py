@@ -323,11 +323,12 @@ def test_hooks_run_and_several_threads_do_not_meet():
     x = torch.randn(2, 4, 3, 3, dtype=DOUBLE)
     expect_same(net, x)
     assert seen == [[(2, 2, 3, 3), (2, 2, 3, 3), (2,)]] * 2
-    expected = [torch.autograd.grad(net(x, logdet=True)[1].sum(), net[1].matrix.upper)[0]] * 4
+    weight = net[1].matrix.upper  # read here: in a step back another tensor stands there
+    expected = [torch.autograd.grad(net(x, logdet=True)[1].sum(), weight)[0]] * 4
     found = []
 
     def work():
-        (g,) = torch.autograd.grad(net(x, logdet=True)[1].sum(), net[1].matrix.upper)
+        (g,) = torch.autograd.grad(net(x, logdet=True)[1].sum(), weight)
         found.append(g)
 
     threads = [threading.Thread(target=work) for _ in range(4)]

@@ -523,7 +523,7 @@ def kept_by_forward(schedule):
 
     def pack(tensor):
         kept[tensor.data_ptr()] = tensor.nbytes
-        return tensor
+        return tensor.detach()  # with its history it would hold the graph that holds it
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         y = net(x)
