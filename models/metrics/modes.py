@@ -1,0 +1,78 @@
+"""How often each mode of a known distribution is drawn."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from revgrad.models.metrics.cases import MapSets, check_empty, join_cases, label_cases, pair_cases, scored_classes
+from revgrad.models.metrics.overlap import iou_distance
+
+
+def mode_frequencies(
+    samples: MapSets,
+    modes: MapSets,
+    *,
+    num_classes: int,
+    spatial_dims: int = 2,
+    include_background: bool = False,
+    classes: Sequence[int] | None = None,
+    empty: float = 1,
+    probabilities: Tensor | None = None,
+) -> Tensor:
+    """Share of the samples whose nearest mode is each mode, nearest by d = 1 - IoU.
+
+    Modes that look the same in an image (a class that would switch is not there) are all nearest;
+    they share the sample, so that a perfect model has the true frequencies on average.
+
+    Args:
+        samples, num_classes, spatial_dims, include_background, classes, empty: as in
+            `generalized_energy_distance`.
+        modes: every label map that the true distribution can give for an image,
+            ``(M, *spatial)``, ``(N, M, *spatial)`` or a list.
+        probabilities: ``(M,)``, in proportion to which modes share a sample; equally by default.
+
+    Returns:
+        ``(N, M)``, or ``(M,)`` for one image, in float64; each row sums to 1.
+    """
+    scored = scored_classes(num_classes, include_background, classes)
+    check_empty(empty)
+    cases, single = pair_cases(
+        label_cases(samples, "samples", num_classes, spatial_dims),
+        label_cases(modes, "modes", num_classes, spatial_dims),
+        ("samples", "modes"),
+        spatial_dims,
+    )
+    return join_cases(
+        [_shares(iou_distance(*case, scored, empty), probabilities).mean(0) for case in cases],
+        single,
+    )
+
+
+def total_variation(frequencies: Tensor, probabilities: Tensor) -> Tensor:
+    """Total variation distance of distributions over the last axis: half of sum |f - p|.
+
+    A finite number of true samples is not at 0: compare with what the same number of draws from
+    `probabilities` gives.
+    """
+    if frequencies.shape[-1] != probabilities.shape[-1]:
+        raise ValueError(
+            f"frequencies {tuple(frequencies.shape)} and probabilities "
+            f"{tuple(probabilities.shape)} differ in the number of modes"
+        )
+    return (frequencies - probabilities).abs().sum(-1) / 2
+
+
+def _shares(distance: Tensor, probabilities: Tensor | None) -> Tensor:
+    """The share of each sample that goes to each mode, ``(S, M)``."""
+    # A pair without any of the classes is NaN under empty=nan: nothing tells the two apart.
+    distance = distance.nan_to_num(nan=0.0)
+    nearest = (distance == distance.amin(1, keepdim=True)).double()
+    if probabilities is not None:
+        if probabilities.shape != distance.shape[1:] or not bool((probabilities > 0).all()):
+            raise ValueError(
+                f"probabilities must be {distance.shape[1]} numbers above 0, one for each mode, "
+                f"got {probabilities.tolist()}"
+            )
+        nearest = nearest * probabilities.to(nearest)
+    return nearest / nearest.sum(1, keepdim=True)
