@@ -1,7 +1,15 @@
 """How good predictions are: against annotators who disagree, and against a known truth."""
 
-from revgrad.models.metrics.annotator_dice import label_frequencies, mean_prediction_dice, sample_dice
-from revgrad.models.metrics.calibration import calibration_bins, calibration_gap, expected_calibration_error
+from revgrad.models.metrics.annotator_dice import (
+    label_frequencies,
+    mean_prediction_dice,
+    sample_dice,
+)
+from revgrad.models.metrics.calibration import (
+    calibration_bins,
+    calibration_gap,
+    expected_calibration_error,
+)
 from revgrad.models.metrics.cross_correlation import normalized_cross_correlation
 from revgrad.models.metrics.cumulative import (
     CumulativeMetric,
@@ -15,7 +23,12 @@ from revgrad.models.metrics.cumulative import (
     VolumeCRPS,
 )
 from revgrad.models.metrics.dice import dice_per_class
-from revgrad.models.metrics.energy_distance import EnergyTerms, diversity, energy_terms, generalized_energy_distance
+from revgrad.models.metrics.energy_distance import (
+    EnergyTerms,
+    diversity,
+    energy_terms,
+    generalized_energy_distance,
+)
 from revgrad.models.metrics.matching import hungarian_matched_iou, optimal_assignment
 from revgrad.models.metrics.modes import mode_frequencies, total_variation
 from revgrad.models.metrics.volume_crps import volume_crps

@@ -14,7 +14,7 @@ from revgrad.models.metrics.cases import (
     probability_cases,
     scored_classes,
 )
-from revgrad.models.metrics.overlap import count_overlap
+from revgrad.models.metrics.overlap import overlap
 
 
 def sample_dice(
@@ -54,8 +54,8 @@ def sample_dice(
     )
     found = []
     for maps, truth in cases:
-        drawn = _draw(truth, draws, generator)
-        dice = count_overlap(maps, drawn, scored).dice(empty)
+        dice = overlap(maps, truth, scored).dice(empty)
+        dice = dice[:, :, _draw(len(truth), draws, generator).to(dice.device)]
         # Classes first, as everywhere: with nan the order of the averages matters.
         found.append(dice.flatten(1).nanmean(1) if per_class else dice.nanmean(0).nanmean())
     return join_cases(found, single)
@@ -117,14 +117,14 @@ def label_frequencies(samples: MapSets, *, num_classes: int, spatial_dims: int =
     return join_cases(shares, single)
 
 
-def _draw(annotators: Tensor, draws: int | None, generator: torch.Generator | None) -> Tensor:
+def _draw(annotators: int, draws: int | None, generator: torch.Generator | None) -> Tensor:
+    """Which annotators to compare with."""
     if draws is None:
-        return annotators
+        return torch.arange(annotators)
     if draws < 1:
         raise ValueError(f"draws must be at least 1, or None for all annotators, got {draws}")
     device = "cpu" if generator is None else generator.device
-    which = torch.randint(len(annotators), (draws,), generator=generator, device=device)
-    return annotators[which.to(annotators.device)]
+    return torch.randint(annotators, (draws,), generator=generator, device=device)
 
 
 def _labels(mean: Tensor, num_classes: int, threshold: float | None) -> Tensor:

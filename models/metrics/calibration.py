@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-from revgrad.models.metrics.cases import MapSets, join_cases, label_cases, pair_cases, probability_cases
+from revgrad.models.metrics.cases import (
+    MapSets,
+    join_cases,
+    label_cases,
+    pair_cases,
+    probability_cases,
+)
 
 
 def expected_calibration_error(
@@ -64,6 +70,4 @@ def _bins(mean: Tensor, annotators: Tensor, num_bins: int) -> Tensor:
     values = torch.stack([torch.ones_like(confidence), confidence, accuracy])
     place = ((confidence * num_bins).ceil() - 1).clamp(0, num_bins - 1)
     # By masks, not by bincount: with weights that is not deterministic on CUDA.
-    return torch.stack(
-        [(values * (place == b)).flatten(1).sum(1) for b in range(num_bins)], dim=-1
-    )
+    return torch.stack([(values * (place == b)).flatten(1).sum(1) for b in range(num_bins)], dim=-1)

@@ -118,7 +118,9 @@ def check_empty(empty: float) -> None:
 
 def _check_num_classes(num_classes: int) -> None:
     if num_classes < 2:
-        raise ValueError(f"at least two classes are needed, the background among them; got {num_classes}")
+        raise ValueError(
+            f"at least two classes are needed, the background among them; got {num_classes}"
+        )
 
 
 def _split(

@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-from revgrad.models.metrics.cases import MapSets, join_cases, label_cases, pair_cases, probability_cases
+from revgrad.models.metrics.cases import (
+    MapSets,
+    join_cases,
+    label_cases,
+    pair_cases,
+    probability_cases,
+)
 
 # A map is constant when it varies by less than this share of its largest value.
 CONSTANT = 1e-12

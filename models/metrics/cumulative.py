@@ -141,9 +141,7 @@ class ExpectedCalibrationError(CumulativeMetric):
 
     def aggregate(self, reduction: Literal["mean", "none"] | None = None) -> Tensor:
         bins = self.get_buffer()
-        return calibration_gap(
-            bins if (reduction or self.reduction) == "none" else bins.sum(0)
-        )
+        return calibration_gap(bins if (reduction or self.reduction) == "none" else bins.sum(0))
 
     def _rows(self, values: Tensor) -> Tensor:
         return values if values.ndim == 3 else values[None]

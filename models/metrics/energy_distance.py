@@ -6,8 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from revgrad.models.metrics.cases import MapSets, check_empty, join_cases, label_cases, pair_cases, scored_classes
-from revgrad.models.metrics.overlap import iou_distance
+from revgrad.models.metrics.cases import (
+    MapSets,
+    check_empty,
+    join_cases,
+    label_cases,
+    pair_cases,
+    scored_classes,
+)
+from revgrad.models.metrics.overlap import iou_distances
 
 
 class EnergyTerms(NamedTuple):
@@ -110,12 +117,13 @@ def energy_terms(
     terms = []
     for (drawn, truth), weight in zip(cases, weights, strict=True):
         even = torch.ones(len(drawn), dtype=torch.float64, device=drawn.device)
-        within = _mean_of_pairs(
-            iou_distance(drawn, drawn, scored, empty), even, even, _apart("samples", drawn, unbiased)
-        )
-        between = _mean_of_pairs(iou_distance(drawn, truth, scored, empty), even, weight)
-        apart = annotator_weights is None and _apart("annotators", truth, unbiased)
-        among = _mean_of_pairs(iou_distance(truth, truth, scored, empty), weight, weight, apart)
+        n, distance = len(drawn), iou_distances([drawn, truth], scored, empty)
+        apart = _apart("samples", n, unbiased)
+        # Annotators with weights are the distribution itself: equal pairs belong to its mean.
+        also = annotator_weights is None and _apart("annotators", len(truth), unbiased)
+        between = _mean_of_pairs(distance[:n, n:], even, weight)
+        within = _mean_of_pairs(distance[:n, :n], even, even, apart)
+        among = _mean_of_pairs(distance[n:, n:], weight, weight, also)
         terms.append((between, within, among))
     return EnergyTerms(*(join_cases(list(term), single) for term in zip(*terms, strict=True)))
 
@@ -146,8 +154,8 @@ def diversity(
     means = []
     for case in cases:
         even = torch.ones(len(case), dtype=torch.float64, device=case.device)
-        distance = iou_distance(case, case, scored, empty)
-        means.append(_mean_of_pairs(distance, even, even, _apart("maps", case, unbiased)))
+        distance = iou_distances([case], scored, empty)
+        means.append(_mean_of_pairs(distance, even, even, _apart("maps", len(case), unbiased)))
     return join_cases(means, single)
 
 
@@ -160,8 +168,8 @@ def _mean_of_pairs(distance: Tensor, rows: Tensor, columns: Tensor, apart: bool 
     return (weight * distance.nan_to_num()).sum() / (weight * known).sum()
 
 
-def _apart(name: str, maps: Tensor, unbiased: bool) -> bool:
-    if unbiased and len(maps) < 2:
+def _apart(name: str, count: int, unbiased: bool) -> bool:
+    if unbiased and count < 2:
         raise ValueError(
             f"unbiased=True compares different {name} of a case and needs at least two, got one"
         )

@@ -2,10 +2,16 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from revgrad.models.metrics.cases import MapSets, check_empty, join_cases, label_cases, pair_cases, scored_classes
+from revgrad.models.metrics.cases import (
+    MapSets,
+    check_empty,
+    join_cases,
+    label_cases,
+    pair_cases,
+    scored_classes,
+)
 from revgrad.models.metrics.overlap import iou_distance
 
 

@@ -1,4 +1,4 @@
-"""Overlap of every label map of one set with every one of another: IoU and Dice by class."""
+"""Overlap of every label map with every other: IoU and Dice by class, for two sets of maps."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# One-hot masks are made of a slice of the image at a time: this many bytes for both sets.
-SLICE_BYTES = 16 * 2**20
+# One-hot masks are made of a slice of the image at a time, of this many bytes.
+SLICE_BYTES = 4 * 2**20
 
 
 class Overlap(NamedTuple):
@@ -15,60 +15,65 @@ class Overlap(NamedTuple):
 
     Attributes:
         both: ``(classes, K, L)``, in map k of the first and in map l of the second set.
-        first: ``(classes, K)``, in map k of the first set.
-        second: ``(classes, L)``, in map l of the second set.
+        sum: ``(classes, K, L)``, in map k plus in map l.
     """
 
     both: Tensor
-    first: Tensor
-    second: Tensor
+    sum: Tensor
 
     def iou(self, empty: float) -> Tensor:
-        """Intersection over union ``(classes, K, L)``; `empty` where neither map has the class."""
-        either = self.first[:, :, None] + self.second[:, None] - self.both
-        return torch.where(either == 0, empty, self.both / either)
+        """Intersection over union, `empty` where neither map has the class."""
+        return torch.where(self.sum == 0, empty, self.both / (self.sum - self.both))
 
     def dice(self, empty: float) -> Tensor:
-        """Dice coefficient ``(classes, K, L)``; `empty` where neither map has the class."""
-        total = self.first[:, :, None] + self.second[:, None]
-        return torch.where(total == 0, empty, 2 * self.both / total)
+        """Dice coefficient, `empty` where neither map has the class."""
+        return torch.where(self.sum == 0, empty, 2 * self.both / self.sum)
 
 
-def count_overlap(first: Tensor, second: Tensor, classes: Sequence[int]) -> Overlap:
-    """Count the pixels that maps of two sets share, ``(K, *spatial)`` and ``(L, *spatial)``.
-
-    A matrix product of one-hot masks for each class. float32 holds each product's counts exactly,
-    a slice being far below 2^24 pixels; they are added up in float64.
-    """
-    first, second = first.flatten(1), second.flatten(1)
-    maps, others = len(first), len(second)
-    counts = torch.zeros(
-        len(classes), maps + 1, others + 1, dtype=torch.float64, device=first.device
-    )
-    # Under autocast the product would be rounded to half precision.
-    with torch.autocast(first.device.type, enabled=False):
-        for pixels in _slices(first.shape[1], maps + others):
-            left, right = first[:, pixels], second[:, pixels]
-            for row, label in enumerate(classes):
-                mask = _mask(left, label)
-                other = mask if second is first else _mask(right, label)
-                counts[row, :-1, :-1] += mask @ other.T
-                counts[row, :-1, -1] += mask.sum(1)
-                counts[row, -1, :-1] += other.sum(1)
-    return Overlap(counts[:, :-1, :-1], counts[:, :-1, -1], counts[:, -1, :-1])
+def overlap_of_all(sets: Sequence[Tensor], classes: Sequence[int]) -> Overlap:
+    """Overlap of all maps of all sets ``(K, *spatial)``, one after the other, with all."""
+    return _overlap(sets, classes, slice(None), slice(None))
 
 
-def iou_distance(first: Tensor, second: Tensor, classes: Sequence[int], empty: float) -> Tensor:
-    """One minus the IoU averaged over `classes`, ``(K, L)``.
+def overlap(first: Tensor, second: Tensor, classes: Sequence[int]) -> Overlap:
+    """Overlap of the maps of one set ``(K, *spatial)`` with those of another, ``(L, *spatial)``."""
+    return _overlap([first, second], classes, slice(len(first)), slice(len(first), None))
+
+
+def iou_distances(sets: Sequence[Tensor], classes: Sequence[int], empty: float) -> Tensor:
+    """One minus the IoU averaged over `classes`, of all maps of all sets with all.
 
     With ``empty=nan`` a class that neither map has is left out of their average, and a pair
     without any of the classes is NaN.
     """
-    return 1 - count_overlap(first, second, classes).iou(empty).nanmean(0)
+    return 1 - overlap_of_all(sets, classes).iou(empty).nanmean(0)
 
 
-def _mask(labels: Tensor, label: int) -> Tensor:
-    return (labels == label).to(torch.float32)
+def iou_distance(first: Tensor, second: Tensor, classes: Sequence[int], empty: float) -> Tensor:
+    """`iou_distances` of the maps of one set with those of another, ``(K, L)``."""
+    return 1 - overlap(first, second, classes).iou(empty).nanmean(0)
+
+
+def _overlap(
+    sets: Sequence[Tensor], classes: Sequence[int], rows: slice, columns: slice
+) -> Overlap:
+    """Overlap of some maps with some, by a matrix product of one-hot masks for each class.
+
+    float32 holds the counts of a slice exactly, as it is far below 2^24 pixels; they are added up
+    in float64.
+    """
+    flat = [maps.flatten(1) for maps in sets]
+    total, device = sum(map(len, flat)), flat[0].device
+    size = torch.zeros(len(classes), total, dtype=torch.float64, device=device)
+    both = size.new_zeros(len(classes), len(size[0, rows]), len(size[0, columns]))
+    # Under autocast the product would be rounded to half precision.
+    with torch.autocast(device.type, enabled=False):
+        for pixels in _slices(flat[0].shape[1], total):
+            for index, label in enumerate(classes):
+                mask = torch.cat([maps[:, pixels] == label for maps in flat]).to(torch.float32)
+                both[index] += mask[rows] @ mask[columns].T
+                size[index] += mask.sum(1)
+    return Overlap(both, size[:, rows, None] + size[:, None, columns])
 
 
 def _slices(pixels: int, maps: int) -> Iterator[slice]:

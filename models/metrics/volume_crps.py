@@ -5,7 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from revgrad.models.metrics.cases import MapSets, join_cases, label_cases, pair_cases, scored_classes
+from revgrad.models.metrics.cases import (
+    MapSets,
+    join_cases,
+    label_cases,
+    pair_cases,
+    scored_classes,
+)
 
 
 def volume_crps(
@@ -62,7 +68,9 @@ def _crps(drawn: Tensor, truth: Tensor, unbiased: bool) -> Tensor:
     """CRPS of each row, ``(rows, S)`` against ``(rows, A)``."""
     count = drawn.shape[1]
     if unbiased and count < 2:
-        raise ValueError("unbiased=True compares different samples of a case and needs two, got one")
+        raise ValueError(
+            "unbiased=True compares different samples of a case and needs two, got one"
+        )
     error = (drawn[:, :, None] - truth[:, None]).abs().mean((1, 2))
     spread = (drawn[:, :, None] - drawn[:, None]).abs().sum((1, 2))
     return error - spread / (2 * count * (count - 1 if unbiased else count))

@@ -43,7 +43,9 @@ def test_draws_are_repeatable_and_tend_to_all_annotators(drawn, experts):
 def test_each_image_of_a_batch_gets_a_draw_of_its_own(drawn, experts):
     generator = torch.Generator().manual_seed(0)
     batch = sample_dice(
-        drawn.expand(20, -1, -1, -1), experts.expand(20, -1, -1, -1), num_classes=2,
+        drawn.expand(20, -1, -1, -1),
+        experts.expand(20, -1, -1, -1),
+        num_classes=2,
         generator=generator,
     )
     assert len(set(batch.tolist())) == 4

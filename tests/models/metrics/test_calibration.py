@@ -23,9 +23,7 @@ def test_equals_a_naive_loop(space, num_bins):
     torch.manual_seed(0)
     mean = torch.randn(2, 3, *space, dtype=torch.float64).mul(2).softmax(1)
     annotators = torch.randint(3, (2, 4, *space))
-    found = expected_calibration_error(
-        mean, annotators, num_bins=num_bins, spatial_dims=len(space)
-    )
+    found = expected_calibration_error(mean, annotators, num_bins=num_bins, spatial_dims=len(space))
     expected = [naive(m, a, num_bins) for m, a in zip(mean, annotators, strict=True)]
     assert found.tolist() == pytest.approx(expected)
 

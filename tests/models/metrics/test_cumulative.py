@@ -76,8 +76,7 @@ def test_calibration_error_fills_its_bins_from_all_images():
     side_by_side = torch.cat(list(mean), -1), torch.cat(list(annotators), -1)
     expected = metrics.expected_calibration_error(*side_by_side, num_bins=4)
     torch.testing.assert_close(metric.aggregate(), expected)
-    apart = metric.aggregate("none").mean()
-    assert apart - expected > 0.01
+    assert metric.aggregate() < 0.95 * metric.aggregate("none").mean()
 
 
 def test_ragged_annotators_and_a_generator():
@@ -111,7 +110,6 @@ def _see_a_part(rank, file, results):
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_processes_put_their_images_together(tmp_path):
     # Importlib mode gives this file no name that a new process could import: fork.
     mp.start_processes(

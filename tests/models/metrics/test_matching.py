@@ -43,16 +43,14 @@ def test_potentials_prove_the_optimum(size, seed, tied):
 
 @pytest.mark.parametrize("cost", [np.ones((2, 3)), np.array([[np.inf]]), np.array([[np.nan]])])
 def test_refuses_what_has_no_assignment(cost):
-    with pytest.raises(ValueError, match="square|finite"):
+    with pytest.raises(ValueError, match=r"square|finite"):
         optimal_assignment(cost)
 
 
 def test_repeats_both_sets_up_to_their_common_multiple(drawn, experts):
     distance = iou_distance(drawn[:2], experts[:3], [1], 1).numpy()
     square = distance.repeat(3, 0).repeat(2, 1)
-    best = min(
-        square[range(6), list(p)].mean() for p in itertools.permutations(range(6))
-    )
+    best = min(square[range(6), list(p)].mean() for p in itertools.permutations(range(6)))
     found = hungarian_matched_iou(drawn[:2], experts[:3], num_classes=2)
     assert found.item() == pytest.approx(1 - best)
 

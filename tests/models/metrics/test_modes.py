@@ -15,8 +15,8 @@ def scene():
             mode[(plain == 1) & first] = 3
             mode[(plain == 2) & second] = 4
             modes.append(mode)
-    first, second = torch.tensor([3 / 4, 1 / 4]), torch.tensor([2 / 3, 1 / 3])
-    return torch.stack(modes), torch.outer(first, second).flatten().double()
+    first, second = torch.tensor([[3 / 4, 1 / 4], [2 / 3, 1 / 3]], dtype=torch.float64)
+    return torch.stack(modes), torch.outer(first, second).flatten()
 
 
 OPTIONS = {"num_classes": 5}

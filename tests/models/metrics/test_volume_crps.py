@@ -14,9 +14,7 @@ def maps_of_volumes(*volumes):
 
 def integral(drawn, truth):
     """The score by its first definition, the integral of (F(x) - 1[x >= truth])^2."""
-    return sum(
-        (sum(v <= x for v in drawn) / len(drawn) - (truth <= x)) ** 2 for x in range(0, 17)
-    )
+    return sum((sum(v <= x for v in drawn) / len(drawn) - (truth <= x)) ** 2 for x in range(0, 17))
 
 
 volumes = st.lists(st.integers(0, 16), min_size=1, max_size=5)
@@ -31,9 +29,7 @@ def test_equals_the_integral(drawn, truth):
 
 
 def test_one_sample_is_scored_by_its_absolute_error():
-    found = volume_crps(
-        maps_of_volumes(5), maps_of_volumes(9), num_classes=2, voxel_volume=0.5
-    )
+    found = volume_crps(maps_of_volumes(5), maps_of_volumes(9), num_classes=2, voxel_volume=0.5)
     assert found == 2.0
 
 
