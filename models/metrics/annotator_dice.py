@@ -10,7 +10,7 @@ from revgrad.models.metrics.cases import (
     check_empty,
     join_cases,
     label_cases,
-    pair_cases,
+    label_pairs,
     probability_cases,
     scored_classes,
 )
@@ -46,12 +46,7 @@ def sample_dice(
     """
     scored = scored_classes(num_classes, include_background, classes)
     check_empty(empty)
-    cases, single = pair_cases(
-        label_cases(samples, "samples", num_classes, spatial_dims),
-        label_cases(annotators, "annotators", num_classes, spatial_dims),
-        ("samples", "annotators"),
-        spatial_dims,
-    )
+    cases, single = label_pairs(samples, annotators, num_classes, spatial_dims)
     found = []
     for maps, truth in cases:
         dice = overlap(maps, truth, scored).dice(empty)

@@ -62,6 +62,22 @@ def probability_cases(
     return cases, single
 
 
+def label_pairs(
+    samples: MapSets,
+    annotators: MapSets,
+    num_classes: int,
+    spatial_dims: int,
+    names: tuple[str, str] = ("samples", "annotators"),
+) -> tuple[list[tuple[Tensor, Tensor]], bool]:
+    """Split two sets of label maps into cases that belong together."""
+    return pair_cases(
+        label_cases(samples, names[0], num_classes, spatial_dims),
+        label_cases(annotators, names[1], num_classes, spatial_dims),
+        names,
+        spatial_dims,
+    )
+
+
 def pair_cases(
     first: tuple[list[Tensor], bool],
     second: tuple[list[Tensor], bool],

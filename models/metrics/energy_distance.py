@@ -11,7 +11,7 @@ from revgrad.models.metrics.cases import (
     check_empty,
     join_cases,
     label_cases,
-    pair_cases,
+    label_pairs,
     scored_classes,
 )
 from revgrad.models.metrics.overlap import iou_distances
@@ -107,12 +107,7 @@ def energy_terms(
     """Return the parts of `generalized_energy_distance`, whose arguments these are."""
     scored = scored_classes(num_classes, include_background, classes)
     check_empty(empty)
-    cases, single = pair_cases(
-        label_cases(samples, "samples", num_classes, spatial_dims),
-        label_cases(annotators, "annotators", num_classes, spatial_dims),
-        ("samples", "annotators"),
-        spatial_dims,
-    )
+    cases, single = label_pairs(samples, annotators, num_classes, spatial_dims)
     weights = _weights_by_case(annotator_weights, [case[1] for case in cases], single)
     terms = []
     for (drawn, truth), weight in zip(cases, weights, strict=True):

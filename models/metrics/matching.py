@@ -11,8 +11,7 @@ from revgrad.models.metrics.cases import (
     MapSets,
     check_empty,
     join_cases,
-    label_cases,
-    pair_cases,
+    label_pairs,
     scored_classes,
 )
 from revgrad.models.metrics.overlap import iou_distance
@@ -45,12 +44,7 @@ def hungarian_matched_iou(
     """
     scored = scored_classes(num_classes, include_background, classes)
     check_empty(empty)
-    cases, single = pair_cases(
-        label_cases(samples, "samples", num_classes, spatial_dims),
-        label_cases(annotators, "annotators", num_classes, spatial_dims),
-        ("samples", "annotators"),
-        spatial_dims,
-    )
+    cases, single = label_pairs(samples, annotators, num_classes, spatial_dims)
     return join_cases([_matched(iou_distance(*c, scored, empty)) for c in cases], single)
 
 

@@ -8,8 +8,7 @@ from revgrad.models.metrics.cases import (
     MapSets,
     check_empty,
     join_cases,
-    label_cases,
-    pair_cases,
+    label_pairs,
     scored_classes,
 )
 from revgrad.models.metrics.overlap import iou_distance
@@ -43,11 +42,8 @@ def mode_frequencies(
     """
     scored = scored_classes(num_classes, include_background, classes)
     check_empty(empty)
-    cases, single = pair_cases(
-        label_cases(samples, "samples", num_classes, spatial_dims),
-        label_cases(modes, "modes", num_classes, spatial_dims),
-        ("samples", "modes"),
-        spatial_dims,
+    cases, single = label_pairs(
+        samples, modes, num_classes, spatial_dims, names=("samples", "modes")
     )
     return join_cases(
         [_shares(iou_distance(*case, scored, empty), probabilities).mean(0) for case in cases],

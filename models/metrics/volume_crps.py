@@ -8,8 +8,7 @@ from torch import Tensor
 from revgrad.models.metrics.cases import (
     MapSets,
     join_cases,
-    label_cases,
-    pair_cases,
+    label_pairs,
     scored_classes,
 )
 
@@ -45,12 +44,7 @@ def volume_crps(
         float64 ``(N,)``, or ``(N, classes)``; without N for one image.
     """
     scored = scored_classes(num_classes, include_background, classes)
-    cases, single = pair_cases(
-        label_cases(samples, "samples", num_classes, spatial_dims),
-        label_cases(annotators, "annotators", num_classes, spatial_dims),
-        ("samples", "annotators"),
-        spatial_dims,
-    )
+    cases, single = label_pairs(samples, annotators, num_classes, spatial_dims)
     found = []
     for maps, truth in cases:
         score = voxel_volume * _crps(_volumes(maps, scored), _volumes(truth, scored), unbiased)
