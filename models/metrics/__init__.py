@@ -30,7 +30,7 @@ from revgrad.models.metrics.energy_distance import (
     generalized_energy_distance,
 )
 from revgrad.models.metrics.matching import hungarian_matched_iou, optimal_assignment
-from revgrad.models.metrics.modes import mode_frequencies, total_variation
+from revgrad.models.metrics.modes import mode_frequencies, switch_shares, total_variation
 from revgrad.models.metrics.volume_crps import volume_crps
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "normalized_cross_correlation",
     "optimal_assignment",
     "sample_dice",
+    "switch_shares",
     "total_variation",
     "volume_crps",
 ]

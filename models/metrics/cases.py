@@ -14,19 +14,24 @@ MapSets = Tensor | Sequence[Tensor]
 
 
 def label_cases(
-    maps: MapSets, name: str, num_classes: int, spatial_dims: int
+    maps: MapSets,
+    name: str,
+    num_classes: int,
+    spatial_dims: int,
+    axes: tuple[str, ...] = ("K",),
 ) -> tuple[list[Tensor], bool]:
     """Split sets of label maps into cases.
 
     Args:
         maps: integers, ``(K, *spatial)`` for one case, ``(N, K, *spatial)``, or N of the former.
         name: what to call them in errors.
+        axes: of a case, before the spatial ones; ``()`` where each case is one map.
 
     Returns:
         The cases, each ``(K, *spatial)``, and whether it was one case given without a batch axis.
     """
     _check_num_classes(num_classes)
-    cases, single = _split(maps, name, ("K",), spatial_dims)
+    cases, single = _split(maps, name, axes, spatial_dims)
     for case in cases:
         if case.is_floating_point() or case.is_complex():
             raise TypeError(
@@ -152,7 +157,7 @@ def _split(
     for case in cases:
         if not isinstance(case, Tensor) or case.ndim != rank:
             shape = tuple(value.shape) if isinstance(value, Tensor) else _shape_of(case)
-            one = f"({', '.join(axes)}, *spatial)"
+            one = f"({', '.join([*axes, '*spatial'])})"
             raise ValueError(
                 f"{name} must be {one} for one case, (N, {one[1:]} or a list of {one}, with "
                 f"spatial_dims={spatial_dims} image axes; got {shape}"

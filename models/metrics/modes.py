@@ -1,14 +1,17 @@
-"""How often each mode of a known distribution is drawn."""
+"""Against a known distribution: how often each mode is drawn, and whether classes flip as one."""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from revgrad.models.metrics.cases import (
     MapSets,
     check_empty,
     join_cases,
+    label_cases,
     label_pairs,
+    pair_cases,
     scored_classes,
 )
 from revgrad.models.metrics.overlap import iou_distance
@@ -51,6 +54,43 @@ def mode_frequencies(
     )
 
 
+def switch_shares(
+    samples: MapSets,
+    scene: MapSets,
+    switches: Sequence[tuple[int, int]],
+    *,
+    num_classes: int,
+    spatial_dims: int = 2,
+) -> Tensor:
+    """How far each sample has flipped each class that switches.
+
+    Of the pixels that have a class in the scene and that or its alternative in the sample, the
+    share that has the alternative. A switch flips a whole image, so 0 and 1 are right, and what is
+    between is a sample that mixes modes.
+
+    Args:
+        samples, num_classes, spatial_dims: as in `generalized_energy_distance`.
+        scene: the label map before any switch, ``(*spatial)``, ``(N, *spatial)`` or a list.
+        switches: pairs of a class and the label it switches to.
+
+    Returns:
+        ``(N, S, switches)`` in float64, without N for one image; NaN where no pixel counts.
+    """
+    named = [label for switch in switches for label in switch]
+    if not named or not set(named) <= set(range(num_classes)):
+        raise ValueError(
+            f"switches must be pairs of labels from 0 to {num_classes - 1}, at least one, got "
+            f"{list(switches)}"
+        )
+    cases, single = pair_cases(
+        label_cases(samples, "samples", num_classes, spatial_dims),
+        label_cases(scene, "scene", num_classes, spatial_dims, axes=()),
+        ("samples", "scene"),
+        spatial_dims,
+    )
+    return join_cases([_flipped(*case, switches) for case in cases], single)
+
+
 def total_variation(frequencies: Tensor, probabilities: Tensor) -> Tensor:
     """Total variation distance of distributions over the last axis: half of sum |f - p|.
 
@@ -63,6 +103,15 @@ def total_variation(frequencies: Tensor, probabilities: Tensor) -> Tensor:
             f"{tuple(probabilities.shape)} differ in the number of modes"
         )
     return (frequencies - probabilities).abs().sum(-1) / 2
+
+
+def _flipped(samples: Tensor, scene: Tensor, switches: Sequence[tuple[int, int]]) -> Tensor:
+    shares = []
+    for label, alternative in switches:
+        inside = samples[:, scene == label]
+        flipped, kept = ((inside == value).sum(1).double() for value in (alternative, label))
+        shares.append(flipped / (flipped + kept))
+    return torch.stack(shares, dim=1)
 
 
 def _shares(distance: Tensor, probabilities: Tensor | None) -> Tensor:

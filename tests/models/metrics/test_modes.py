@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from revgrad.models.metrics import mode_frequencies, total_variation
+from revgrad.models.metrics import mode_frequencies, switch_shares, total_variation
 
 
 @pytest.fixture
@@ -73,3 +73,32 @@ def test_refuses_probabilities_of_other_modes(scene):
     modes, _ = scene
     with pytest.raises(ValueError, match="4 numbers above 0"):
         mode_frequencies(modes, modes, **OPTIONS, probabilities=torch.ones(3))
+
+
+def test_switch_shares_tell_a_whole_flip_from_a_mixture(scene):
+    modes, _ = scene
+    samples = modes.clone()
+    samples[0, 0, 2:4] = 3  # one row of four flips
+    samples[1, 1, 4:] = 0  # an error counts as neither
+    found = switch_shares(samples, modes[0], [(1, 3), (2, 4), (4, 2)], **OPTIONS)
+    expected = torch.tensor([[0.25, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.float64)
+    torch.testing.assert_close(found[:, :2], expected)
+    assert found[:, 2].isnan().all()  # no pixel of the scene has label 4
+
+    volumes = samples[:, None].expand(-1, 3, -1, -1)
+    batch = switch_shares(
+        torch.stack([volumes, volumes.flip(0)]),
+        modes[:1, None].expand(2, 3, -1, -1),
+        [(1, 3), (2, 4)],
+        spatial_dims=3,
+        **OPTIONS,
+    )
+    torch.testing.assert_close(batch, torch.stack([expected, expected.flip(0)]))
+
+
+def test_switch_shares_says_what_is_wrong(scene):
+    modes, _ = scene
+    with pytest.raises(ValueError, match=r"from 0 to 4, at least one, got \[\(1, 7\)\]"):
+        switch_shares(modes, modes[0], [(1, 7)], **OPTIONS)
+    with pytest.raises(ValueError, match=r"scene must be \(\*spatial\) for one case"):
+        switch_shares(modes, modes[None], [(1, 3)], **OPTIONS)
