@@ -147,25 +147,27 @@ def _check_num_classes(num_classes: int) -> None:
 def _split(
     value: MapSets, name: str, axes: tuple[str, ...], spatial_dims: int
 ) -> tuple[list[Tensor], bool]:
+    """Return the cases and whether it was one without a batch axis."""
     if spatial_dims < 1:
         raise ValueError(f"spatial_dims must be at least 1, got {spatial_dims}")
     rank = len(axes) + spatial_dims
-    single = isinstance(value, Tensor) and value.ndim == rank
-    cases = [value] if single else list(value)
+    one = f"({', '.join([*axes, '*spatial'])})"
+    wanted = (
+        f"{name} must be {one} for one case, (N, {one[1:]} or a list of {one}, with "
+        f"spatial_dims={spatial_dims} image axes; got "
+    )
+    if isinstance(value, Tensor) and value.ndim not in (rank, rank + 1):
+        raise ValueError(f"{wanted}{tuple(value.shape)}")
+    if isinstance(value, Tensor) and value.ndim == rank:
+        cases, single = [value], True
+    else:
+        cases, single = list(value), False
     if not cases:
         raise ValueError(f"{name} hold no case")
-    for case in cases:
+    for index, case in enumerate(cases):
         if not isinstance(case, Tensor) or case.ndim != rank:
-            shape = tuple(value.shape) if isinstance(value, Tensor) else _shape_of(case)
-            one = f"({', '.join([*axes, '*spatial'])})"
-            raise ValueError(
-                f"{name} must be {one} for one case, (N, {one[1:]} or a list of {one}, with "
-                f"spatial_dims={spatial_dims} image axes; got {shape}"
-            )
+            found = tuple(case.shape) if isinstance(case, Tensor) else type(case).__name__
+            raise ValueError(f"{wanted}{found} for case {index}")
         if case.numel() == 0:
-            raise ValueError(f"{name} are empty: a case has shape {tuple(case.shape)}")
+            raise ValueError(f"{name} are empty: case {index} has shape {tuple(case.shape)}")
     return cases, single
-
-
-def _shape_of(value: object) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

@@ -254,6 +254,7 @@ MAPS = torch.zeros(2, 3, 4, 4, dtype=torch.int64)
         (MAPS, MAPS[..., :3], {}, ValueError, r"\(3, 4, 4\) and annotators \(3, 4, 3\) of case 0"),
         (MAPS[0, 0], MAPS, {}, ValueError, r"samples must be \(K, \*spatial\).*got \(4, 4\)"),
         (MAPS, [MAPS[0], 3], {}, ValueError, "annotators must be .* got int"),
+        (torch.tensor(1), MAPS, {}, ValueError, r"samples must be .* got \(\)"),
         (MAPS[None], MAPS, {}, ValueError, "spatial_dims=2 image axes; got"),
         (MAPS, MAPS, {"spatial_dims": 0}, ValueError, "spatial_dims must be at least 1"),
         (MAPS, MAPS, {"num_classes": 1}, ValueError, "at least two classes"),
