@@ -32,19 +32,7 @@ def label_cases(
     """
     _check_num_classes(num_classes)
     cases, single = _split(maps, name, axes, spatial_dims)
-    for case in cases:
-        if case.is_floating_point() or case.is_complex():
-            raise TypeError(
-                f"{name} must be label maps of an integer type, got {case.dtype}; of class "
-                "probabilities take argmax over the class axis"
-            )
-        low, high = (int(value) for value in case.aminmax())
-        if low < 0 or high >= num_classes:
-            raise ValueError(
-                f"{name} must hold labels from 0 to {num_classes - 1} (num_classes="
-                f"{num_classes}), got values from {low} to {high}"
-            )
-    return cases, single
+    return [_checked_labels(case, name, num_classes) for case in cases], single
 
 
 def probability_cases(
@@ -135,6 +123,23 @@ def check_empty(empty: float) -> None:
     """Refuse a score of two empty masks that no protocol uses."""
     if not (empty in (0, 1) or math.isnan(empty)):
         raise ValueError(f"empty must be 1, 0 or nan, got {empty}")
+
+
+def _checked_labels(maps: Tensor, name: str, num_classes: int) -> Tensor:
+    if maps.is_floating_point() or maps.is_complex():
+        raise TypeError(
+            f"{name} must be label maps of an integer type, got {maps.dtype}; of class "
+            "probabilities take argmax over the class axis"
+        )
+    low, high = (int(value) for value in maps.aminmax())
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"{name} must hold labels from 0 to {num_classes - 1} (num_classes="
+            f"{num_classes}), got values from {low} to {high}"
+        )
+    # A comparison casts the number to the tensor's type: 300 would find the 44 of a uint8.
+    narrow = maps.dtype != torch.bool and torch.iinfo(maps.dtype).max < num_classes
+    return maps.long() if narrow else maps
 
 
 def _check_num_classes(num_classes: int) -> None:

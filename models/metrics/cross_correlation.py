@@ -56,8 +56,9 @@ def _mean_correlation(
     mean = torch.zeros(probabilities.shape[1:], dtype=torch.float64, device=probabilities.device)
     mean_log = mean.clone()
     for sample in probabilities:
-        mean += sample / len(probabilities)
-        mean_log += (sample.double() + eps).log() / len(probabilities)
+        exact = sample.double()
+        mean += exact / len(probabilities)
+        mean_log += (exact + eps).log() / len(probabilities)
     uncertainty = -(mean * mean_log).sum(0)
     errors = -mean_log.take_along_dim(annotators.long(), 0)
     return _correlation(uncertainty.flatten(), errors.flatten(1), constant).nanmean()

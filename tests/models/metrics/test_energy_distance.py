@@ -194,6 +194,13 @@ def test_takes_every_integer_type(drawn, experts, dtype):
     assert generalized_energy_distance(drawn, experts.to(dtype), num_classes=2) == expected
 
 
+def test_a_narrow_type_does_not_wrap_labels_it_cannot_hold():
+    maps = torch.tensor([[[44, 0]], [[0, 44]]], dtype=torch.uint8)
+    options = {"num_classes": 400, "empty": 1}
+    assert diversity(maps, classes=[44], **options) == 0.5
+    assert diversity(maps, classes=[300], **options) == 0  # 300 is 44 in a uint8
+
+
 def test_chosen_classes_are_averaged():
     samples, annotators = random_maps(0, 3, 3, 4), random_maps(1, 3, 3, 4)
     alone = [
