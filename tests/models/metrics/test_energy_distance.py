@@ -122,7 +122,7 @@ def test_biased_is_zero_for_equal_sets_and_never_negative(size, empty):
     options = {"num_classes": 3, "empty": empty}
     same = generalized_energy_distance(samples, samples.repeat(2, 1, 1), **options)
     assert same.item() == pytest.approx(0, abs=1e-14)
-    if empty == 1:  # the only one of the three that is a metric of negative type
+    if empty in (0, 1):  # the IoU is then a positive definite kernel
         assert generalized_energy_distance(samples, annotators, **options) > -1e-14
 
 
