@@ -22,7 +22,6 @@ from revgrad.models.metrics.cumulative import (
     SampleDice,
     VolumeCRPS,
 )
-from revgrad.models.metrics.dice import dice_per_class
 from revgrad.models.metrics.energy_distance import (
     EnergyTerms,
     diversity,
@@ -46,7 +45,6 @@ __all__ = [
     "VolumeCRPS",
     "calibration_bins",
     "calibration_gap",
-    "dice_per_class",
     "diversity",
     "energy_terms",
     "expected_calibration_error",

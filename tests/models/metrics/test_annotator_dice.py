@@ -1,12 +1,8 @@
 import pytest
 import torch
 
-from revgrad.models.metrics import (
-    dice_per_class,
-    label_frequencies,
-    mean_prediction_dice,
-    sample_dice,
-)
+from revgrad.models.metrics import label_frequencies, mean_prediction_dice, sample_dice
+from revgrad.models.metrics.dice import dice_per_class
 
 NAN = float("nan")
 EVERY = {"num_classes": 2, "draws": None}
