@@ -32,7 +32,9 @@ def label_cases(
     """
     _check_num_classes(num_classes)
     cases, single = _split(maps, name, axes, spatial_dims)
-    return [_checked_labels(case, name, num_classes) for case in cases], single
+    for part in [maps] if isinstance(maps, Tensor) else cases:
+        _check_labels(part, name, num_classes)
+    return [_wide_enough(case, num_classes) for case in cases], single
 
 
 def probability_cases(
@@ -125,7 +127,7 @@ def check_empty(empty: float) -> None:
         raise ValueError(f"empty must be 1, 0 or nan, got {empty}")
 
 
-def _checked_labels(maps: Tensor, name: str, num_classes: int) -> Tensor:
+def _check_labels(maps: Tensor, name: str, num_classes: int) -> None:
     if maps.is_floating_point() or maps.is_complex():
         raise TypeError(
             f"{name} must be label maps of an integer type, got {maps.dtype}; of class "
@@ -137,6 +139,9 @@ def _checked_labels(maps: Tensor, name: str, num_classes: int) -> Tensor:
             f"{name} must hold labels from 0 to {num_classes - 1} (num_classes="
             f"{num_classes}), got values from {low} to {high}"
         )
+
+
+def _wide_enough(maps: Tensor, num_classes: int) -> Tensor:
     # A comparison casts the number to the tensor's type: 300 would find the 44 of a uint8.
     narrow = maps.dtype != torch.bool and torch.iinfo(maps.dtype).max < num_classes
     return maps.long() if narrow else maps

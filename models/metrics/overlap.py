@@ -1,13 +1,13 @@
 """Overlap of every label map with every other: IoU and Dice by class, for two sets of maps."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 # One-hot masks are made of a slice of the image at a time, of this many bytes.
-SLICE_BYTES = 4 * 2**20
+SLICE_BYTES = 8 * 2**20
 
 
 class Overlap(NamedTuple):
@@ -63,20 +63,20 @@ def _overlap(
     in float64.
     """
     flat = [maps.flatten(1) for maps in sets]
-    total, device = sum(map(len, flat)), flat[0].device
-    size = torch.zeros(len(classes), total, dtype=torch.float64, device=device)
+    total, pixels = sum(map(len, flat)), flat[0].shape[1]
+    size = torch.zeros(len(classes), total, dtype=torch.float64, device=flat[0].device)
     both = size.new_zeros(len(classes), len(size[0, rows]), len(size[0, columns]))
+    # Four bytes of a mask, and one of the comparison that torch makes it of.
+    step = min(pixels, max(1, SLICE_BYTES // (5 * total)))
+    masks = size.new_empty(total, step, dtype=torch.float32)
     # Under autocast the product would be rounded to half precision.
-    with torch.autocast(device.type, enabled=False):
-        for pixels in _slices(flat[0].shape[1], total):
+    with torch.autocast(size.device.type, enabled=False):
+        for start in range(0, pixels, step):
+            parts = [maps[:, start : start + step] for maps in flat]
+            mask = masks[:, : parts[0].shape[1]]
             for index, label in enumerate(classes):
-                mask = torch.cat([maps[:, pixels] == label for maps in flat]).to(torch.float32)
+                for part, out in zip(parts, mask.split([*map(len, flat)]), strict=True):
+                    torch.eq(part, label, out=out)
                 both[index] += mask[rows] @ mask[columns].T
                 size[index] += mask.sum(1)
     return Overlap(both, size[:, rows, None] + size[:, None, columns])
-
-
-def _slices(pixels: int, maps: int) -> Iterator[slice]:
-    # Four bytes of a mask and one of the comparison it is made of.
-    step = max(1, SLICE_BYTES // (5 * maps))
-    return (slice(start, start + step) for start in range(0, pixels, step))

@@ -218,7 +218,7 @@ def test_counts_are_exact_under_autocast_and_over_many_slices():
     samples = torch.zeros(40, 1, 70_001, dtype=torch.uint8)
     for index, sample in enumerate(samples):
         sample[..., index:] = 1
-    assert samples[0].numel() > SLICE_BYTES // (5 * 80)
+    assert samples[0].numel() > SLICE_BYTES // (5 * 40)
     sizes = 70_001 - torch.arange(40, dtype=torch.float64)
     iou = torch.minimum(sizes, sizes[:, None]) / torch.maximum(sizes, sizes[:, None])
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -231,9 +231,9 @@ def test_memory_is_bounded_whatever_the_number_of_pixels():
     samples = torch.ones(1, 100, 512, 512, dtype=torch.uint8)
     given = samples.nbytes + annotators.nbytes
     report = measure(lambda: generalized_energy_distance(samples, annotators, num_classes=2))
-    assert report.peak - given < 2 * SLICE_BYTES < given / 3
+    assert report.peak - given < 1.1 * SLICE_BYTES < given / 2
     naive = 4 * (100 + 4) * 512 * 512  # one float32 mask of each map
-    assert report.peak - given < naive / 12
+    assert report.peak - given < naive / 10
 
 
 @pytest.mark.cuda
