@@ -66,6 +66,15 @@ class Lifting:
         signs = torch.where(rest.diagonal(dim1=-2, dim2=-1) < 0, -1, 1).to(torch.int32)
         return Lifting(signs, shears)
 
+    def packed(self) -> Tensor:
+        """The factors as the kernels take them: (count, 3 n (n - 1) / 2 + n), float64.
+
+        Three numbers a rotation, outer and inner coefficient and the half turn (1 or -1), in the
+        order of `shears`; then the signs. csrc/kernels/orthogonal_exact.h says the same.
+        """
+        numbers = [t for *_, turned, outer, inner in self.shears for t in (outer, inner, turned)]
+        return torch.stack([t.double() for t in (*numbers, *self.signs.T)], 1)
+
     def apply(self, blocks: Tensor) -> Tensor:
         """Multiply integers (N, count, n, ...) by the matrices."""
         rows = [x * _per_channel(s, x) for x, s in zip(blocks.unbind(2), self.signs.T, strict=True)]

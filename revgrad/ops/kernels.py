@@ -126,9 +126,9 @@ def _has_device(device: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::orthogonal_down", key)
 
 
-def is_plain(t: Tensor) -> bool:
+def is_plain(t: Tensor, dtypes: tuple[torch.dtype, ...] = DTYPES) -> bool:
     """Whether a kernel takes the tensor's type and layout, and it is no unknown subclass."""
-    return t.dtype in DTYPES and t.layout == torch.strided and type(t) in _PLAIN
+    return t.dtype in dtypes and t.layout == torch.strided and type(t) in _PLAIN
 
 
 def in_forward_mode() -> bool:
