@@ -52,7 +52,8 @@ void arrange(const Blocks& b, bool up, const Acc<T>* q, Acc<T>* to) {
   const bool packed = pack_loop<T>(b, up) != nullptr;
   if (!b.lanes_are_channels || b.shared) {
     for (int64_t i = 0; i < b.matrices() * pairs; ++i)
-      to[i] = q[i / pairs * pairs + i % pairs / size * order.row + i % size * order.column];
+      to[i] = without_payload(
+          q[i / pairs * pairs + i % pairs / size * order.row + i % size * order.column]);
     return;
   }
   const int64_t lanes = packed ? kPack<T> : b.channels;
@@ -63,8 +64,14 @@ void arrange(const Blocks& b, bool up, const Acc<T>* q, Acc<T>* to) {
         const int64_t part = packed ? l / kWidth<Acc<T>> : 0, w = l - part * kWidth<Acc<T>>;
         const int64_t c = packed ? pack_begin<T>(p, b.channels) + w * kParts<T> + part : l;
         to[(p * pairs + i) * lanes + l] =
-            q[c * pairs + i / size * order.row + i % size * order.column];
+            without_payload(q[c * pairs + i / size * order.row + i % size * order.column]);
       }
+}
+
+// How many lines follow one another along an axis of this length: their places need no division.
+int64_t run_of(int64_t line, int64_t end, int64_t length) {
+  const int64_t left = length - line % length;
+  return left < end - line ? left : end - line;
 }
 
 // Contiguous: a line's lanes lie side by side, and have one matrix.
@@ -73,18 +80,27 @@ void rotate_lines(PackLoop<T> loop, bool up, const Blocks& b, const T* from, con
                   T* to, int64_t begin, int64_t end) {
   const Rows xs = rows_of_x(b), ys = rows_of_y(b);
   const Rows &source = up ? ys : xs, &target = up ? xs : ys;
-  const int64_t length = lanes_of(b), packs = length / kPack<T>;
+  const int64_t length = lanes_of(b), full = length / kPack<T>, rest = length - kPack<T>;
   const int64_t from_step = kPack<T> * source.step, to_step = kPack<T> * target.step;
-  for (int64_t line = begin; line < end; ++line) {
+  const int64_t x_line = b.side[1] * b.x[3], y_line = b.y[3];
+  const int64_t from_line = up ? y_line : x_line, to_line = up ? x_line : y_line;
+  const bool past_cache = goes_past_cache(b, up, to);
+  for (int64_t line = begin; line < end;) {
     const Site s = line_at(b, line);
-    const T* source_line = from + (up ? s.y : s.x);
-    T* target_line = to + (up ? s.x : s.y);
     const Acc<T>* mine = m + (b.shared ? 0 : s.channel * b.size() * b.size());
-    loop({source_line, target_line, from_step, to_step, packs}, source, target, mine);
-    const int64_t rest = length - kPack<T>;
-    if (packs * kPack<T> < length)
-      loop({source_line + rest * source.step, target_line + rest * target.step, 0, 0, 1}, source,
-           target, mine);
+    const int64_t count = run_of(line, end, b.out[1]);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t x = s.x + i * x_line, y = s.y + i * y_line;
+      const T* source_line = from + (up ? y : x);
+      T* target_line = to + (up ? x : y);
+      loop({source_line, target_line, from_step, to_step, full, from_line, to_line, past_cache},
+           source, target, mine);
+      if (full * kPack<T> < length)
+        loop({source_line + rest * source.step, target_line + rest * target.step, 0, 0, 1,
+              from_line, to_line, false},
+             source, target, mine);
+    }
+    line += count;
   }
 }
 
@@ -96,16 +112,16 @@ void rotate_positions(PackLoop<T> loop, bool up, const Blocks& b, const T* from,
   const Rows &source = up ? ys : xs, &target = up ? xs : ys;
   const int64_t x_step = b.side[2] * b.x[4], y_step = b.y[4];
   const int64_t numbers = b.shared ? 0 : kPack<T> * b.size() * b.size();  // matrices of a pack
-  constexpr int64_t kTogether = 16;  // positions, which stay in the cache for all packs
+  const bool past_cache = goes_past_cache(b, up, to);
+  constexpr int64_t kTogether = 8;  // positions, which stay in the cache for all packs
   for (int64_t line = begin; line < end;) {
     const Site s = line_at(b, line);
-    int64_t count = b.out[2] - line % b.out[2];
-    count = count < end - line ? count : end - line;
-    count = count < kTogether ? count : kTogether;
+    const int64_t run = run_of(line, end, b.out[2]), count = run < kTogether ? run : kTogether;
     for (int64_t p = 0; p < packs_of<T>(b.channels); ++p) {
       const int64_t at = pack_begin<T>(p, b.channels);
       loop({from + (up ? s.y : s.x) + at * source.step, to + (up ? s.x : s.y) + at * target.step,
-            up ? y_step : x_step, up ? x_step : y_step, count},
+            up ? y_step : x_step, up ? x_step : y_step, count, kTogether * (up ? y_step : x_step),
+            kTogether * (up ? x_step : y_step), past_cache},
            source, target, m + p * numbers);
     }
     line += count;
@@ -146,6 +162,7 @@ void rotate(bool up, const Blocks& b, const T* from, const Acc<T>* m, T* to, int
   if (loop == nullptr) return rotate_tiles(up, b, from, m, to, begin, end);
   (b.lanes_are_channels ? rotate_positions<T> : rotate_lines<T>)(loop, up, b, from, m, to, begin,
                                                                  end);
+  flush_past_cache();
 }
 
 template <class A>

@@ -13,7 +13,17 @@ struct Packs {
   const T* from;
   T* to;
   int64_t from_step, to_step, count;
+  int64_t from_ahead, to_ahead;  // how far away what is worth fetching already
+  bool past_cache;               // write so; all rows are aligned
 };
+
+// Rows are short, so that the processor does not see by itself where the next ones are.
+template <int count, int S, bool write, class T>
+RG_FN void fetch_rows(const T* at, const Rows& rows) {
+#pragma GCC unroll 8
+  for (int r = 0; r < count; ++r)
+    for (int s = 0; s < S; ++s) __builtin_prefetch(at + rows.offset[r] + s * kPack<T>, write, 3);
+}
 
 // to[k] = sum over j of m[k * K + j] from[j]. A matrix for all lanes; or, with Own, one a lane, a
 // pack of each coefficient.
@@ -31,6 +41,8 @@ __attribute__((noinline)) void rotate_packs(Packs<T> packs, const Rows& source,
     T* to = packs.to + n * packs.to_step;
     // Too many coefficients for the registers would be spread out to the stack once a call.
     if constexpr (K > 4) asm("" : "+r"(m));
+    fetch_rows<K / From, From, false>(from + packs.from_ahead, source);
+    if (!packs.past_cache) fetch_rows<K / To, To, true>(to + packs.to_ahead, target);
     Vector<A> in[K * parts];
 #pragma GCC unroll 8
     for (int r = 0; r < K / From; ++r)
@@ -46,7 +58,7 @@ __attribute__((noinline)) void rotate_packs(Packs<T> packs, const Rows& source,
         for (int j = 1; j < K; ++j) sum += coefficient(k, j, part) * in[j * parts + part];
         out[i] = sum;
       }
-      write_row<To>(out, to + target.offset[r]);
+      write_row<To>(out, to + target.offset[r], packs.past_cache);
     }
   }
 }
@@ -90,6 +102,21 @@ template <class T>
 int64_t pack_begin(int64_t pack, int64_t length) {
   const int64_t at = pack * kPack<T>, last = length - kPack<T>;
   return at < last ? at : last;
+}
+
+// A result this large has left the caches before it is read, so its lines need not be fetched to be
+// written; if each store covers whole ones.
+template <class T>
+bool goes_past_cache(const Blocks& b, bool up, const T* to) {
+  constexpr int64_t kPastCache = 16 * 1024 * 1024, kLine = 64 / sizeof(T);
+  const bool large = static_cast<int64_t>(sizeof(T)) * b.blocks() * b.size() >= kPastCache;
+  if (!kStreams || std::is_same_v<T, Half> || !large) return false;
+  const int64_t* strides = up ? b.x : b.y;
+  const int lane = b.lanes_are_channels ? 1 : 4;
+  int64_t all = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) / sizeof(T));
+  for (int axis = 0; axis < 5; ++axis)
+    if (axis != lane) all |= strides[axis];
+  return all % kLine == 0 && lanes_of(b) % kPack<T> == 0;
 }
 
 }  // namespace REVGRAD_ISA

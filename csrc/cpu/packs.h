@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #if defined(__F16C__)
@@ -104,6 +105,24 @@ RG_FN void write(Vector<A> v, A* to) {
   memcpy(to, &v, sizeof v);
 }
 
+// Whether there are stores of whole cache lines that need not fetch them first; they want aligned
+// memory, and `flush_past_cache` (tiles.h) in the end.
+#if defined(__AVX512F__)
+constexpr bool kStreams = true;
+#else
+constexpr bool kStreams = false;
+#endif
+
+template <class A>
+RG_FN void write(Vector<A> v, A* to, bool past_cache) {
+#if defined(__AVX512F__)
+  if (past_cache) return _mm512_stream_si512(reinterpret_cast<__m512i*>(to),
+                                             reinterpret_cast<__m512i>(v));
+#endif
+  (void)past_cache;
+  write(v, to);
+}
+
 RG_FN Vector<float> read(const Half* from) {
 #if defined(__AVX512F__)
   return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
@@ -116,7 +135,7 @@ RG_FN Vector<float> read(const Half* from) {
 #endif
 }
 
-RG_FN void write(Vector<float> v, Half* to) {
+RG_FN void write(Vector<float> v, Half* to, bool = false) {
 #if defined(__AVX512F__)
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(__F16C__)
@@ -136,18 +155,23 @@ RG_FN void read_row(const T* row, Vector<Acc<T>>* pack) {
 }
 
 template <int S, class T>
-RG_FN void write_row(Vector<Acc<T>>* pack, T* row) {
+RG_FN void write_row(Vector<Acc<T>>* pack, T* row, bool past_cache) {
   zip<S>(pack);
-  for (int s = 0; s < S; ++s) write(pack[s], row + s * kWidth<Acc<T>>);
+  for (int s = 0; s < S; ++s) write(pack[s], row + s * kWidth<Acc<T>>, past_cache);
 }
 
 using Words = Vector<uint32_t>;
 
-// Rounded to bfloat16, in the upper half; ties to even, a NaN stays one.
+// Rounded to bfloat16, in the upper half; ties to even. A NaN stays one if its lower half is zero,
+// as in one that arithmetic makes, or has from a bfloat16 number or from `without_payload`.
 RG_FN Words rounded_words(Vector<float> v) {
   const Words wide = reinterpret_cast<Words>(v);
-  const Words even = wide + 0x7fffu + (wide >> 16 & 1u);
-  return v == v ? even : wide | 0x400000u;
+  return wide + 0x7fffu + (wide >> 16 & 1u);
+}
+
+template <class A>
+RG_FN A without_payload(A a) {
+  return a == a ? a : std::numeric_limits<A>::quiet_NaN();
 }
 
 // Which word of S in a row has numbers 2 * pair and 2 * pair + 1 of the lanes of a part. With one
@@ -160,7 +184,8 @@ constexpr int word_of(int pair, int part) {
 template <int S>
 RG_FN void read_row(const BFloat16* row, Vector<float>* pack) {
   Words w[S];
-  for (int s = 0; s < S; ++s) w[s] = read(reinterpret_cast<const uint32_t*>(row) + s * kWidth<float>);
+  for (int s = 0; s < S; ++s)
+    w[s] = read(reinterpret_cast<const uint32_t*>(row) + s * kWidth<float>);
   unzip<S>(w);
   for (int pair = 0; pair < (S + 1) / 2; ++pair)
     for (int part = 0; part < (S > 1 ? 2 : 1); ++part) {
@@ -172,7 +197,7 @@ RG_FN void read_row(const BFloat16* row, Vector<float>* pack) {
 }
 
 template <int S>
-RG_FN void write_row(Vector<float>* pack, BFloat16* row) {
+RG_FN void write_row(Vector<float>* pack, BFloat16* row, bool past_cache) {
   Words w[S];
   for (int pair = 0; pair < (S + 1) / 2; ++pair)
     for (int part = 0; part < (S > 1 ? 2 : 1); ++part) {
@@ -181,7 +206,8 @@ RG_FN void write_row(Vector<float>* pack, BFloat16* row) {
       w[word_of<S>(pair, part)] = low >> 16 | (high & 0xffff0000u);
     }
   zip<S>(w);
-  for (int s = 0; s < S; ++s) write(w[s], reinterpret_cast<uint32_t*>(row) + s * kWidth<float>);
+  for (int s = 0; s < S; ++s)
+    write(w[s], reinterpret_cast<uint32_t*>(row) + s * kWidth<float>, past_cache);
 }
 
 }  // namespace REVGRAD_ISA

@@ -139,6 +139,18 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+def needs_function(*tensors: Tensor) -> bool:
+    """Whether a derivative, a transform or a compiler may want the operator's `Function`.
+
+    It costs several times what the call of a raw operator does.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    )
+
+
 def fit(*tensors: Tensor) -> bool:
     """Whether a kernel takes these tensors: their type, layout and device, and no subclass."""
     first = tensors[0]

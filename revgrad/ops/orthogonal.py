@@ -43,7 +43,8 @@ def orthogonal_down(x: Tensor, q: Tensor, stride: int | Stride) -> Tensor:
     stride = _check(x, q, stride, large=True)
     q = q.to(_accumulator(x))
     if q.shape[-1] <= MAX_BLOCK and kernels.fit(x, q):
-        return _Down.apply(x, q, stride)
+        down = _Down.apply if kernels.needs_function(x, q) else _Down.forward
+        return down(x, q, stride)
     return orthogonal_down_reference(x, q, stride)
 
 
@@ -64,7 +65,8 @@ def orthogonal_up(y: Tensor, q: Tensor, stride: int | Stride) -> Tensor:
     stride = _check(y, q, stride, large=False)
     q = q.to(_accumulator(y))
     if q.shape[-1] <= MAX_BLOCK and kernels.fit(y, q):
-        return _Up.apply(y, q, stride)
+        up = _Up.apply if kernels.needs_function(y, q) else _Up.forward
+        return up(y, q, stride)
     return orthogonal_up_reference(y, q, stride)
 
 
