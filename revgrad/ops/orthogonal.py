@@ -336,12 +336,14 @@ def _like(t: Tensor, shape: list[Any], channels_last: bool) -> Tensor:
 
 @kernels.shape_rule("orthogonal_down")
 def down_shape(x: Tensor, q: Tensor, stride: list[int], channels_last: bool) -> Tensor:
+    """What `orthogonal_down` returns, without data."""
     size = [s // t for s, t in zip(x.shape[2:], stride, strict=True)]
     return _like(x, [x.shape[0], x.shape[1] * math.prod(stride), *size], channels_last)
 
 
 @kernels.shape_rule("orthogonal_up")
 def up_shape(y: Tensor, q: Tensor, stride: list[int], channels_last: bool) -> Tensor:
+    """What `orthogonal_up` returns, without data."""
     size = [s * t for s, t in zip(y.shape[2:], stride, strict=True)]
     return _like(y, [y.shape[0], y.shape[1] // math.prod(stride), *size], channels_last)
 
