@@ -21,8 +21,10 @@ Tensor rotate(const Tensor& image, const Tensor& matrix, const std::vector<int64
   const Blocks& b = r.blocks;
   if (b.blocks() == 0) return r.to;
   const DType dtype = dtype_of(image);
-  std::vector<double> matrices(static_cast<size_t>(arranged(b)));  // or floats
-  void* m = matrices.data();
+  // Or floats; from the beginning of a cache line on, so that no vector lies in two.
+  std::vector<double> matrices(static_cast<size_t>(arranged(b)) + 8);
+  double* m = matrices.data();
+  while (reinterpret_cast<uintptr_t>(m) % 64 != 0) ++m;
   loops().arrange(dtype, up, b, r.q.const_data_ptr(), m);
   const void* from = r.from.const_data_ptr();
   void* to = r.to.mutable_data_ptr();
