@@ -7,6 +7,12 @@ STABLE_TORCH_LIBRARY(revgrad, m) {
   m.def(
       "orthogonal_weight(Tensor x, Tensor y, int[] stride, bool shared, bool channels_last)"
       " -> Tensor");
+  m.def(
+      "orthogonal_down_exact(Tensor x, Tensor factors, int[] stride, bool channels_last)"
+      " -> Tensor");
+  m.def(
+      "orthogonal_up_exact(Tensor y, Tensor factors, int[] stride, bool channels_last)"
+      " -> Tensor");
   m.def("expm_skew(Tensor theta, bool save) -> (Tensor, Tensor, Tensor)");
   m.def("expm_skew_backward(Tensor grad, Tensor theta, Tensor result, Tensor tape, Tensor plan)"
         " -> Tensor");

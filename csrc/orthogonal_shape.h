@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/orthogonal.h"
+#include "kernels/orthogonal_exact.h"
 #include "stable.h"
 
 namespace revgrad {
@@ -74,11 +75,10 @@ struct Rotation {
   Tensor from, q, to;
 };
 
-inline Rotation rotation(const Tensor& image, const Tensor& matrix,
-                         const std::vector<int64_t>& stride, bool channels_last, bool up) {
+inline Rotation placed(const Blocks& blocks, const Tensor& image, const Tensor& matrix,
+                       bool channels_last, bool up) {
   Rotation r;
-  r.blocks = blocks_of(image, !up, stride, matrix.dim() == 2, channels_last);
-  check_matrix(r.blocks, matrix, image);
+  r.blocks = blocks;
   r.from = suited(image, channels_last);
   r.q = torch::stable::contiguous(matrix);
   r.to = empty_on(image, result_shape(r.blocks, image.dim(), up), image.scalar_type(),
@@ -87,6 +87,26 @@ inline Rotation rotation(const Tensor& image, const Tensor& matrix,
   copy_strides(up ? r.from : r.to, r.blocks.y);
   r.blocks.set_offsets();
   return r;
+}
+
+inline Rotation rotation(const Tensor& image, const Tensor& matrix,
+                         const std::vector<int64_t>& stride, bool channels_last, bool up) {
+  const Blocks b = blocks_of(image, !up, stride, matrix.dim() == 2, channels_last);
+  check_matrix(b, matrix, image);
+  return placed(b, image, matrix, channels_last, up);
+}
+
+// In fixed point, with the factors of the matrices (kernels/orthogonal_exact.h) in their place.
+inline Rotation lifting(const Tensor& image, const Tensor& factors,
+                        const std::vector<int64_t>& stride, bool channels_last, bool up) {
+  const Blocks b = blocks_of(image, !up, stride, false, channels_last);
+  STD_TORCH_CHECK(image.scalar_type() == ScalarType::Int, "revgrad: expected int32");
+  STD_TORCH_CHECK(factors.scalar_type() == ScalarType::Double && factors.device() == image.device(),
+                  "revgrad: factors of the wrong type or device");
+  STD_TORCH_CHECK(factors.dim() == 2 && factors.size(0) == b.channels &&
+                      factors.size(1) == factors_of(b.size()),
+                  "revgrad: factors of the wrong shape");
+  return placed(b, image, factors, channels_last, up);
 }
 
 struct Reduction {

@@ -10,8 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from revgrad.ops import expm_skew, norm_act, norm_act_update_, orthogonal_down, orthogonal_up
+from revgrad.fixed_point.rotation import Lifting
+from revgrad.ops import (
+    expm_skew,
+    norm_act,
+    norm_act_update_,
+    orthogonal_down,
+    orthogonal_down_exact,
+    orthogonal_up,
+    orthogonal_up_exact,
+)
 from revgrad.ops.norm_act import ACTIVATIONS, Settings
+from revgrad.ops.orthogonal import merge_blocks, to_blocks
 
 Run = Callable[[], object]
 
@@ -71,6 +81,9 @@ def cases(plan: Plan) -> Iterator[Case]:
         for last in (False, True):
             for size in plan.sizes:
                 yield from _resampling(size, dtype, last, plan.device)
+    for last in (False, True):
+        for size in plan.sizes:
+            yield from _exact_resampling(size, last, plan.device)
     for n in plan.matrices:
         yield from _exponentials(n, plan.device)
 
@@ -163,6 +176,31 @@ def _resampling(
             {"grouped convolution": rival},
             1.5,
         )
+
+
+def _exact_resampling(size: tuple[int, ...], last: bool, device: str) -> Iterator[Case]:
+    """In fixed point; the rival is what the same arithmetic takes in plain PyTorch."""
+    stride = (2,) * (len(size) - 2)
+    if len(size) < 4 or any(s % 2 for s in size[2:]):
+        return
+    k = 2 ** len(stride)
+    x = (_image(size, torch.float32, last, device) * 2**20).int()
+    q = torch.linalg.qr(torch.randn(size[1], k, k))[0].to(device)
+    y = orthogonal_down_exact(x, q, stride)
+
+    def down() -> object:
+        return Lifting.of(q).apply(to_blocks(x, stride)).flatten(1, 2)
+
+    def up() -> object:
+        return merge_blocks(Lifting.of(q).undo(y.unflatten(1, (-1, k))), stride)
+
+    what = _named(size, torch.int32, last)
+    for name, image, ours, plain in (
+        ("orthogonal_down_exact", x, orthogonal_down_exact, down),
+        ("orthogonal_up_exact", y, orthogonal_up_exact, up),
+    ):
+        run = partial(ours, image, q, stride)
+        yield Case(name, what, "clone", image.clone, run, {"plain PyTorch": plain})
 
 
 def _exponentials(n: int, device: str) -> Iterator[Case]:

@@ -1,8 +1,6 @@
 // CPU launchers of the block transform.
 #include <torch/csrc/stable/library.h>
 
-#include <cstring>
-
 #include "../orthogonal_shape.h"
 #include "isa.h"
 #include "orthogonal_loops.h"
@@ -17,36 +15,22 @@ const OrthogonalLoops& loops() {
 
 constexpr int64_t kGrain = 16384;  // numbers a thread takes at least
 
-// (channels, K, K) to (K, K, channels), so that neighbouring lanes read neighbouring weights.
-template <class A>
-std::vector<char> channels_inside(const void* q, int64_t channels, int64_t pairs) {
-  std::vector<char> moved(sizeof(A) * static_cast<size_t>(channels * pairs));
-  const A* from = static_cast<const A*>(q);
-  A* to = reinterpret_cast<A*>(moved.data());
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t p = 0; p < pairs; ++p) to[p * channels + c] = from[c * pairs + p];
-  return moved;
-}
-
 Tensor rotate(const Tensor& image, const Tensor& matrix, const std::vector<int64_t>& stride,
               bool channels_last, bool up) {
   Rotation r = rotation(image, matrix, stride, channels_last, up);
   const Blocks& b = r.blocks;
   if (b.blocks() == 0) return r.to;
   const DType dtype = dtype_of(image);
-  const void* q = r.q.const_data_ptr();
-  std::vector<char> moved;
-  if (channels_last && !b.shared) {
-    const int64_t pairs = static_cast<int64_t>(b.size()) * b.size();
-    moved = dtype == DType::f64 ? channels_inside<double>(q, b.channels, pairs)
-                                : channels_inside<float>(q, b.channels, pairs);
-    q = moved.data();
-  }
+  // Or floats; from the beginning of a cache line on, so that no vector lies in two.
+  std::vector<double> matrices(static_cast<size_t>(arranged(b)) + 8);
+  double* m = matrices.data();
+  while (reinterpret_cast<uintptr_t>(m) % 64 != 0) ++m;
+  loops().arrange(dtype, up, b, r.q.const_data_ptr(), m);
   const void* from = r.from.const_data_ptr();
   void* to = r.to.mutable_data_ptr();
   const int64_t lines = lines_of(b), length = b.blocks() * b.size() / lines;
   torch::stable::parallel_for(0, lines, kGrain / length + 1, [&](int64_t begin, int64_t end) {
-    loops().rotate(dtype, up, b, from, q, to, begin, end);
+    loops().rotate(dtype, up, b, from, m, to, begin, end);
   });
   return r.to;
 }

@@ -1,111 +1,22 @@
-// Lines are cut into tiles that stay in the first-level cache: load, rotate, store.
+// Common blocks in lines long enough are rotated pack by pack in registers. Others are cut into tiles
+// that stay in the first-level cache: load, rotate, store.
 #include "orthogonal_loops.h"
 
-#include "../kernels/dtype.h"
 #include "isa.h"
+#include "orthogonal_packs.h"
+#include "tiles.h"
 
 namespace revgrad {
 inline namespace REVGRAD_ISA {
 namespace {
 
-constexpr int kLanes = 64;
-
-// How one side of a block lies in memory: `rows` pointers, each with `step` pixels of a block
-// side by side. Pixel r * step + b of lane w is row[r][w * step + b].
-struct Rows {
-  int count, step;
-  int64_t offset[kMaxBlock];
-};
-
-Rows rows_of_x(const Blocks& b) {
-  Rows rows;
-  rows.step = b.lanes_are_channels ? 1 : b.side[2];
-  rows.count = b.size() / rows.step;
-  for (int r = 0; r < rows.count; ++r) rows.offset[r] = b.offset[r * rows.step];
-  return rows;
-}
-
-Rows rows_of_y(const Blocks& b) {
-  Rows rows;
-  rows.step = b.lanes_are_channels ? b.size() : 1;
-  rows.count = b.size() / rows.step;
-  for (int r = 0; r < rows.count; ++r) rows.offset[r] = r * b.y[1];
-  return rows;
-}
-
-template <class A, class T, int Step>
-inline void split(const T* row, A* tile, int lanes) {
-#pragma omp simd
-  for (int w = 0; w < lanes; ++w)
-    for (int s = 0; s < Step; ++s) tile[s * kLanes + w] = static_cast<A>(row[w * Step + s]);
-}
-
-template <class A, class T, int Step>
-inline void merge(const A* tile, T* row, int lanes) {
-#pragma omp simd
-  for (int w = 0; w < lanes; ++w)
-    for (int s = 0; s < Step; ++s) put(tile[s * kLanes + w], row[w * Step + s]);
-}
-
-template <class A, class T>
-void load(const T* from, const Rows& rows, A* tile, int lanes) {
-  for (int r = 0; r < rows.count; ++r) {
-    const T* row = from + rows.offset[r];
-    A* into = tile + r * rows.step * kLanes;
-    switch (rows.step) {
-      case 1: split<A, T, 1>(row, into, lanes); break;
-      case 2: split<A, T, 2>(row, into, lanes); break;
-      case 4: split<A, T, 4>(row, into, lanes); break;
-      case 8: split<A, T, 8>(row, into, lanes); break;
-      default:
-        for (int w = 0; w < lanes; ++w)
-          for (int s = 0; s < rows.step; ++s)
-            into[s * kLanes + w] = static_cast<A>(row[w * rows.step + s]);
-    }
-  }
-}
-
-template <class A, class T>
-void store(const A* tile, const Rows& rows, T* to, int lanes) {
-  for (int r = 0; r < rows.count; ++r) {
-    T* row = to + rows.offset[r];
-    const A* out = tile + r * rows.step * kLanes;
-    switch (rows.step) {
-      case 1: merge<A, T, 1>(out, row, lanes); break;
-      case 2: merge<A, T, 2>(out, row, lanes); break;
-      case 4: merge<A, T, 4>(out, row, lanes); break;
-      case 8: merge<A, T, 8>(out, row, lanes); break;
-      default:
-        for (int w = 0; w < lanes; ++w)
-          for (int s = 0; s < rows.step; ++s)
-            put(out[s * kLanes + w], row[w * rows.step + s]);
-    }
-  }
-}
-
-// to[k] = sum over j of q[k * row + j * column] from[j]; a whole tile, so that lanes are constant.
-template <class A, int K>
-void rotate_tile(const A* from, const A* q, int row, int column, A* to) {
-  A m[K * K];
-  for (int k = 0; k < K; ++k)
-    for (int j = 0; j < K; ++j) m[k * K + j] = q[k * row + j * column];
-  for (int k = 0; k < K; ++k) {
-#pragma omp simd
-    for (int w = 0; w < kLanes; ++w) {
-      A sum = 0;
-#pragma GCC unroll 8
-      for (int j = 0; j < K; ++j) sum += m[k * K + j] * from[j * kLanes + w];
-      to[k * kLanes + w] = sum;
-    }
-  }
-}
-
+// to[k] = sum over j of m[k * size + j] from[j]; a whole tile, so that lanes are constant.
 template <class A>
-void rotate_tile_any(const A* from, const A* q, int size, int row, int column, A* to) {
+void rotate_tile(const A* from, const A* m, int size, A* to) {
   for (int k = 0; k < size; ++k) {
     A sum[kLanes] = {};
     for (int j = 0; j < size; ++j) {
-      const A weight = q[k * row + j * column];
+      const A weight = m[k * size + j];
 #pragma omp simd
       for (int w = 0; w < kLanes; ++w) sum[w] += weight * from[j * kLanes + w];
     }
@@ -113,14 +24,13 @@ void rotate_tile_any(const A* from, const A* q, int size, int row, int column, A
   }
 }
 
-// The same where every lane, a channel, has its own matrix; q points to the first lane's.
+// The same where every lane, a channel, has its own matrix; m points to the first lane's.
 template <class A>
-void rotate_tile_lanes(const A* from, const A* q, int size, int row, int column, int64_t channels,
-                       int lanes, A* to) {
+void rotate_tile_lanes(const A* from, const A* m, int size, int64_t channels, int lanes, A* to) {
   for (int k = 0; k < size; ++k) {
     A sum[kLanes] = {};
     for (int j = 0; j < size; ++j) {
-      const A* weight = q + (k * row + j * column) * channels;
+      const A* weight = m + (k * size + j) * channels;
 #pragma omp simd
       for (int w = 0; w < lanes; ++w) sum[w] += weight[w] * from[j * kLanes + w];
     }
@@ -128,47 +38,131 @@ void rotate_tile_lanes(const A* from, const A* q, int size, int row, int column,
   }
 }
 
-// Where a line begins, and how many lanes it has.
-Site line_at(const Blocks& b, int64_t line) {
-  if (b.lanes_are_channels) return site_of(b, line / b.positions(), 0, line % b.positions());
-  const int64_t per_image = b.out[0] * b.out[1];
-  const int64_t position = line % per_image * b.out[2], plane = line / per_image;
-  return site_of(b, plane % b.batch, plane / b.batch, position);
-}
+// How `rotate` wants the matrices: where (matrices, K, K) is to be read by rows, or by columns.
+struct Order {
+  int row, column;
 
-int64_t lanes_of(const Blocks& b) { return b.lanes_are_channels ? b.channels : b.out[2]; }
+  Order(const Blocks& b, bool up) : row(up ? 1 : b.size()), column(up ? b.size() : 1) {}
+};
 
 template <class T>
-void rotate(bool up, const Blocks& b, const T* from, const Acc<T>* q, T* to, int64_t begin,
-            int64_t end) {
+void arrange(const Blocks& b, bool up, const Acc<T>* q, Acc<T>* to) {
+  const int size = b.size(), pairs = size * size;
+  const Order order(b, up);
+  const bool packed = pack_loop<T>(b, up) != nullptr;
+  if (!b.lanes_are_channels || b.shared) {
+    for (int64_t i = 0; i < b.matrices() * pairs; ++i)
+      to[i] = without_payload(
+          q[i / pairs * pairs + i % pairs / size * order.row + i % size * order.column]);
+    return;
+  }
+  const int64_t lanes = packed ? kPack<T> : b.channels;
+  const int64_t packs = packed ? packs_of<T>(b.channels) : 1;
+  for (int64_t p = 0; p < packs; ++p)
+    for (int i = 0; i < pairs; ++i)
+      for (int64_t l = 0; l < lanes; ++l) {
+        const int64_t part = packed ? l / kWidth<Acc<T>> : 0, w = l - part * kWidth<Acc<T>>;
+        const int64_t c = packed ? pack_begin<T>(p, b.channels) + w * kParts<T> + part : l;
+        to[(p * pairs + i) * lanes + l] =
+            without_payload(q[c * pairs + i / size * order.row + i % size * order.column]);
+      }
+}
+
+// How many lines follow one another along an axis of this length: their places need no division.
+int64_t run_of(int64_t line, int64_t end, int64_t length) {
+  const int64_t left = length - line % length;
+  return left < end - line ? left : end - line;
+}
+
+// Contiguous: a line's lanes lie side by side, and have one matrix.
+template <class T>
+void rotate_lines(PackLoop<T> loop, bool up, const Blocks& b, const T* from, const Acc<T>* m,
+                  T* to, int64_t begin, int64_t end) {
+  const Rows xs = rows_of_x(b), ys = rows_of_y(b);
+  const Rows &source = up ? ys : xs, &target = up ? xs : ys;
+  const int64_t length = lanes_of(b), full = length / kPack<T>, rest = length - kPack<T>;
+  const int64_t from_step = kPack<T> * source.step, to_step = kPack<T> * target.step;
+  const int64_t x_line = b.side[1] * b.x[3], y_line = b.y[3];
+  const int64_t from_line = up ? y_line : x_line, to_line = up ? x_line : y_line;
+  const bool past_cache = goes_past_cache(b, up, to);
+  for (int64_t line = begin; line < end;) {
+    const Site s = line_at(b, line);
+    const Acc<T>* mine = m + (b.shared ? 0 : s.channel * b.size() * b.size());
+    const int64_t count = run_of(line, end, b.out[1]);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t x = s.x + i * x_line, y = s.y + i * y_line;
+      const T* source_line = from + (up ? y : x);
+      T* target_line = to + (up ? x : y);
+      loop({source_line, target_line, from_step, to_step, full, from_line, to_line, past_cache},
+           source, target, mine);
+      if (full * kPack<T> < length)
+        loop({source_line + rest * source.step, target_line + rest * target.step, 0, 0, 1,
+              from_line, to_line, false},
+             source, target, mine);
+    }
+    line += count;
+  }
+}
+
+// Channels-last: a pack of channels, with its matrices, goes through many positions of a row.
+template <class T>
+void rotate_positions(PackLoop<T> loop, bool up, const Blocks& b, const T* from, const Acc<T>* m,
+                      T* to, int64_t begin, int64_t end) {
+  const Rows xs = rows_of_x(b), ys = rows_of_y(b);
+  const Rows &source = up ? ys : xs, &target = up ? xs : ys;
+  const int64_t x_step = b.side[2] * b.x[4], y_step = b.y[4];
+  const int64_t numbers = b.shared ? 0 : kPack<T> * b.size() * b.size();  // matrices of a pack
+  const bool past_cache = goes_past_cache(b, up, to);
+  constexpr int64_t kTogether = 8;  // positions, which stay in the cache for all packs
+  for (int64_t line = begin; line < end;) {
+    const Site s = line_at(b, line);
+    const int64_t run = run_of(line, end, b.out[2]), count = run < kTogether ? run : kTogether;
+    for (int64_t p = 0; p < packs_of<T>(b.channels); ++p) {
+      const int64_t at = pack_begin<T>(p, b.channels);
+      loop({from + (up ? s.y : s.x) + at * source.step, to + (up ? s.x : s.y) + at * target.step,
+            up ? y_step : x_step, up ? x_step : y_step, count, kTogether * (up ? y_step : x_step),
+            kTogether * (up ? x_step : y_step), past_cache},
+           source, target, m + p * numbers);
+    }
+    line += count;
+  }
+}
+
+template <class T>
+void rotate_tiles(bool up, const Blocks& b, const T* from, const Acc<T>* m, T* to, int64_t begin,
+                  int64_t end) {
   using A = Acc<T>;
   const Rows xs = rows_of_x(b), ys = rows_of_y(b);
   const Rows &source = up ? ys : xs, &target = up ? xs : ys;
-  const int size = b.size(), row = up ? 1 : size, column = up ? size : 1;
+  const int size = b.size();
   const int64_t length = lanes_of(b);
   const bool own = b.lanes_are_channels && !b.shared;
   alignas(64) A in[kMaxBlock * kLanes], out[kMaxBlock * kLanes];
   for (int i = 0; i < size * kLanes; ++i) in[i] = 0;
   for (int64_t line = begin; line < end; ++line) {
     const Site s = line_at(b, line);
-    const A* m = q + (b.shared || own ? 0 : s.channel * size * size);
+    const A* mine = m + (b.shared || own ? 0 : s.channel * size * size);
     for (int64_t at = 0; at < length; at += kLanes) {
       const int lanes = static_cast<int>(length - at < kLanes ? length - at : kLanes);
       const int64_t x = s.x + at * xs.step, y = s.y + at * ys.step;
       load(from + (up ? y : x), source, in, lanes);
       if (own)
-        rotate_tile_lanes(in, m + at, size, row, column, b.channels, lanes, out);
-      else if (size == 2)
-        rotate_tile<A, 2>(in, m, row, column, out);
-      else if (size == 4)
-        rotate_tile<A, 4>(in, m, row, column, out);
-      else if (size == 8)
-        rotate_tile<A, 8>(in, m, row, column, out);
+        rotate_tile_lanes(in, mine + at, size, b.channels, lanes, out);
       else
-        rotate_tile_any(in, m, size, row, column, out);
+        rotate_tile(in, mine, size, out);
       store(out, target, to + (up ? x : y), lanes);
     }
   }
+}
+
+template <class T>
+void rotate(bool up, const Blocks& b, const T* from, const Acc<T>* m, T* to, int64_t begin,
+            int64_t end) {
+  const PackLoop<T> loop = pack_loop<T>(b, up);
+  if (loop == nullptr) return rotate_tiles(up, b, from, m, to, begin, end);
+  (b.lanes_are_channels ? rotate_positions<T> : rotate_lines<T>)(loop, up, b, from, m, to, begin,
+                                                                 end);
+  flush_past_cache();
 }
 
 template <class A>
@@ -207,42 +201,36 @@ void weight(const Blocks& b, const T* x, const T* y, double* sum, int64_t begin,
   }
 }
 
-template <class T>
-void rotate_bytes(bool up, const Blocks& b, const void* from, const void* q, void* to,
-                  int64_t begin, int64_t end) {
-  rotate<T>(up, b, static_cast<const T*>(from), static_cast<const Acc<T>*>(q),
-            static_cast<T*>(to), begin, end);
+// --- by type ---
+
+void arrange_dtype(DType dtype, bool up, const Blocks& b, const void* q, void* to) {
+  by_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    arrange<T>(b, up, static_cast<const Acc<T>*>(q), static_cast<Acc<T>*>(to));
+  });
 }
 
-template <class T>
-void weight_bytes(const Blocks& b, const void* x, const void* y, double* sum, int64_t begin,
-                  int64_t end) {
-  weight<T>(b, static_cast<const T*>(x), static_cast<const T*>(y), sum, begin, end);
-}
-
-void rotate_dtype(DType dtype, bool up, const Blocks& b, const void* from, const void* q, void* to,
+void rotate_dtype(DType dtype, bool up, const Blocks& b, const void* from, const void* m, void* to,
                   int64_t begin, int64_t end) {
-  switch (dtype) {
-    case DType::f64: return rotate_bytes<double>(up, b, from, q, to, begin, end);
-    case DType::f32: return rotate_bytes<float>(up, b, from, q, to, begin, end);
-    case DType::bf16: return rotate_bytes<BFloat16>(up, b, from, q, to, begin, end);
-    case DType::f16: return rotate_bytes<Half>(up, b, from, q, to, begin, end);
-  }
+  by_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    rotate(up, b, static_cast<const T*>(from), static_cast<const Acc<T>*>(m), static_cast<T*>(to),
+           begin, end);
+  });
 }
 
 void weight_dtype(DType dtype, const Blocks& b, const void* x, const void* y, double* sum,
                   int64_t begin, int64_t end) {
-  switch (dtype) {
-    case DType::f64: return weight_bytes<double>(b, x, y, sum, begin, end);
-    case DType::f32: return weight_bytes<float>(b, x, y, sum, begin, end);
-    case DType::bf16: return weight_bytes<BFloat16>(b, x, y, sum, begin, end);
-    case DType::f16: return weight_bytes<Half>(b, x, y, sum, begin, end);
-  }
+  by_dtype(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    weight(b, static_cast<const T*>(x), static_cast<const T*>(y), sum, begin, end);
+  });
 }
 
 }  // namespace
 }  // namespace REVGRAD_ISA
 
-const OrthogonalLoops REVGRAD_JOIN(orthogonal_loops, REVGRAD_ISA) = {rotate_dtype, weight_dtype};
+const OrthogonalLoops REVGRAD_JOIN(orthogonal_loops, REVGRAD_ISA) = {
+    arrange_dtype, rotate_dtype, weight_dtype};
 
 }  // namespace revgrad

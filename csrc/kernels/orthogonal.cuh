@@ -67,11 +67,15 @@ __global__ void rotate_any(const T* from, const Acc<T>* q, T* to, Blocks b) {
   }
 }
 
+RG_FN unsigned grid_of(const Blocks& b) {
+  const int64_t wanted = (b.blocks() + kThreads - 1) / kThreads, most = 65535 * 16;
+  return static_cast<unsigned>(wanted < most ? wanted : most);
+}
+
 template <class T, bool Up>
 void launch_rotate(const T* from, const Acc<T>* q, T* to, const Blocks& b, cudaStream_t stream) {
-  const int64_t wanted = (b.blocks() + kThreads - 1) / kThreads;
-  if (wanted == 0) return;
-  const unsigned grid = static_cast<unsigned>(wanted < 65535 * 16 ? wanted : 65535 * 16);
+  const unsigned grid = grid_of(b);
+  if (grid == 0) return;
   switch (b.size()) {
     case 2:
       RG_LAUNCH((rotate_fixed<T, 2, Up>), grid, kThreads, 0, stream, from, q, to, b);

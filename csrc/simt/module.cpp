@@ -6,6 +6,7 @@
 namespace revgrad {
 
 void bind_orthogonal(pybind11::module_& m);
+void bind_orthogonal_exact(pybind11::module_& m);
 void bind_expm_skew(pybind11::module_& m);
 void bind_norm_act(pybind11::module_& m);
 
@@ -71,6 +72,7 @@ PYBIND11_MODULE(revgrad_simt, m) {
   m.def("warp_sum", &run_warp_sum);
   m.def("convert", &convert);
   bind_orthogonal(m);
+  bind_orthogonal_exact(m);
   bind_expm_skew(m);
   bind_norm_act(m);
 }

@@ -1,26 +1,11 @@
 // The block transform's CUDA kernels on the CPU, with the signatures of the raw operators.
 #include "bind.h"
+#include "geometry.h"
 
 #include "../kernels/orthogonal.cuh"
 
 namespace revgrad {
 namespace {
-
-// Sizes and strides as Python lists: batch, channels, 3 outputs, 3 sides, 5 + 5 strides.
-Blocks blocks(const std::vector<int64_t>& v, bool channels_last, bool shared) {
-  if (v.size() != 18) throw std::invalid_argument("18 numbers make a geometry");
-  Blocks b{};
-  b.batch = v[0];
-  b.channels = v[1];
-  for (int i = 0; i < 3; ++i) b.out[i] = v[2 + i];
-  for (int i = 0; i < 3; ++i) b.side[i] = static_cast<int>(v[5 + i]);
-  for (int i = 0; i < 5; ++i) b.x[i] = v[8 + i];
-  for (int i = 0; i < 5; ++i) b.y[i] = v[13 + i];
-  b.lanes_are_channels = channels_last;
-  b.shared = shared;
-  b.set_offsets();
-  return b;
-}
 
 void rotate(const std::string& dtype, bool up, std::vector<int64_t> geometry, bool channels_last,
             bool shared, Bytes from, Bytes q, Bytes to) {

@@ -45,26 +45,30 @@ class Lifting:
         Rotations by more than a right angle are split into a half turn and the rest: the
         coefficients of the shears would grow without limit.
         """
-        rest = matrices.detach().to(torch.float64, copy=True)
-        n = rest.shape[-1]
-        shears = []
-        for column in range(n - 1):
-            for row in range(n - 1, column, -1):
-                a, b = rest[:, row - 1, column], rest[:, row, column]
-                length = torch.hypot(a, b)
-                safe = length.clamp_min(1e-300)
-                one = torch.ones_like(a)
-                cos = torch.where(length > 1e-300, a / safe, one)
-                sin = torch.where(length > 1e-300, b / safe, 0 * one)
-                upper, lower = rest[:, row - 1].clone(), rest[:, row].clone()
-                rest[:, row - 1] = cos[:, None] * upper + sin[:, None] * lower
-                rest[:, row] = cos[:, None] * lower - sin[:, None] * upper
-                turned = torch.where(cos < 0, -1, 1).to(torch.int32)
-                cos, sin = cos * turned, sin * turned
-                # tan(angle / 2) without loss for small angles; cos is not negative here.
-                shears.append((row - 1, row, turned, -sin / (1 + cos), sin))
-        signs = torch.where(rest.diagonal(dim1=-2, dim2=-1) < 0, -1, 1).to(torch.int32)
-        return Lifting(signs, shears)
+        rows = list(matrices.detach().to(torch.float64).unbind(1))
+        axes, cosines, sines = [], [], []
+        for column in range(len(rows) - 1):
+            for row in range(len(rows) - 1, column, -1):
+                upper, lower = rows[row - 1], rows[row]
+                cos, sin = _direction(upper[:, column], lower[:, column])
+                rows[row - 1] = cos[:, None] * upper + sin[:, None] * lower
+                rows[row] = cos[:, None] * lower - sin[:, None] * upper
+                axes.append((row - 1, row))
+                cosines.append(cos)
+                sines.append(sin)
+        signs = torch.where(torch.stack(rows, 1).diagonal(dim1=-2, dim2=-1) < 0, -1, 1)
+        factors = _shears(cosines, sines) if axes else []
+        shears = [(i, j, *f) for (i, j), f in zip(axes, factors, strict=True)]
+        return Lifting(signs.to(torch.int32), shears)
+
+    def packed(self) -> Tensor:
+        """The factors as the kernels take them: (count, 3 n (n - 1) / 2 + n), float64.
+
+        Three numbers a rotation, outer and inner coefficient and the half turn (1 or -1), in the
+        order of `shears`; then the signs. csrc/kernels/orthogonal_exact.h says the same.
+        """
+        numbers = [t for *_, turned, outer, inner in self.shears for t in (outer, inner, turned)]
+        return torch.stack([t.double() for t in (*numbers, *self.signs.T)], 1)
 
     def apply(self, blocks: Tensor) -> Tensor:
         """Multiply integers (N, count, n, ...) by the matrices."""
@@ -90,6 +94,23 @@ class Lifting:
             rows[i], rows[j] = x, y
         signs = self.signs.T
         return torch.stack([x * _per_channel(s, x) for x, s in zip(rows, signs, strict=True)], 2)
+
+
+def _direction(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the angle of (a, b); of the angle 0 if there is none."""
+    length = torch.hypot(a, b)
+    none = length <= 1e-300
+    safe = length.clamp_min(1e-300)
+    return (a / safe).masked_fill(none, 1.0), (b / safe).masked_fill(none, 0.0)
+
+
+def _shears(cosines: list[Tensor], sines: list[Tensor]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of each rotation the half turn and the coefficients of the outer and inner shears."""
+    cos, sin = torch.stack(cosines), torch.stack(sines)
+    turned = torch.where(cos < 0, -1, 1).to(torch.int32)
+    cos, sin = cos * turned, sin * turned
+    # tan(angle / 2) without loss for small angles; cos is not negative here.
+    return list(zip(turned.unbind(), (-sin / (1 + cos)).unbind(), sin.unbind(), strict=True))
 
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,12 +15,17 @@ from revgrad.autograd.protocol import Gradients, State
 from revgrad.autograd.rewind import Rewind, Weight
 from revgrad.errors import ReversibleError
 from revgrad.fixed_point import FixedPoint, to_float
-from revgrad.fixed_point.rotation import Lifting, growth
+from revgrad.fixed_point.rotation import growth
 from revgrad.fixed_point.tensor import on_integers
 from revgrad.nn.layer import ReversibleLayer
 from revgrad.nn.orthogonal import OrthogonalMatrices, block_transform
-from revgrad.ops import orthogonal_down, orthogonal_up, orthogonal_weight
-from revgrad.ops.orthogonal import merge_blocks, to_blocks
+from revgrad.ops import (
+    orthogonal_down,
+    orthogonal_down_exact,
+    orthogonal_up,
+    orthogonal_up_exact,
+    orthogonal_weight,
+)
 
 Stride = tuple[int, ...]
 
@@ -201,9 +207,7 @@ class _ExactDown(torch.autograd.Function):
         ctx.stride = stride
         ctx.save_for_backward(x, q)
 
-        def rotated(integers: Tensor) -> Tensor:
-            return Lifting.of(q).apply(to_blocks(integers, stride)).flatten(1, 2)
-
+        rotated = partial(orthogonal_down_exact, q=q, stride=stride)
         return on_integers(x, rotated, growth(q.shape[-1]))
 
     @staticmethod
@@ -223,12 +227,7 @@ class _ExactUp(torch.autograd.Function):
         ctx.stride = stride
         ctx.save_for_backward(y, q)
 
-        def rotated(integers: Tensor) -> Tensor:
-            n, c, *size = integers.shape
-            k = q.shape[-1]
-            blocks = integers.reshape(n, c // k, k, *size)
-            return merge_blocks(Lifting.of(q).undo(blocks), stride)
-
+        rotated = partial(orthogonal_up_exact, q=q, stride=stride)
         return on_integers(y, rotated, growth(q.shape[-1]))
 
     @staticmethod

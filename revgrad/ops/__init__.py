@@ -14,6 +14,7 @@ from revgrad.ops.orthogonal import (
     orthogonal_up_reference,
     orthogonal_weight,
 )
+from revgrad.ops.orthogonal_exact import orthogonal_down_exact, orthogonal_up_exact
 
 __all__ = [
     "expm_skew",
@@ -23,8 +24,10 @@ __all__ = [
     "norm_act_update_",
     "norm_act_with_statistics",
     "orthogonal_down",
+    "orthogonal_down_exact",
     "orthogonal_down_reference",
     "orthogonal_up",
+    "orthogonal_up_exact",
     "orthogonal_up_reference",
     "orthogonal_weight",
 ]

@@ -126,9 +126,9 @@ def _has_device(device: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::orthogonal_down", key)
 
 
-def is_plain(t: Tensor) -> bool:
+def is_plain(t: Tensor, dtypes: tuple[torch.dtype, ...] = DTYPES) -> bool:
     """Whether a kernel takes the tensor's type and layout, and it is no unknown subclass."""
-    return t.dtype in DTYPES and t.layout == torch.strided and type(t) in _PLAIN
+    return t.dtype in dtypes and t.layout == torch.strided and type(t) in _PLAIN
 
 
 def in_forward_mode() -> bool:
@@ -137,6 +137,18 @@ def in_forward_mode() -> bool:
     torch.compile refuses a Function with a forward-mode rule, so ours have none.
     """
     return forward_ad._current_level >= 0
+
+
+def needs_function(*tensors: Tensor) -> bool:
+    """Whether a derivative, a transform or a compiler may want the operator's `Function`.
+
+    It costs several times what the call of a raw operator does.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    )
 
 
 def fit(*tensors: Tensor) -> bool:

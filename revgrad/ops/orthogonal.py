@@ -43,7 +43,8 @@ def orthogonal_down(x: Tensor, q: Tensor, stride: int | Stride) -> Tensor:
     stride = _check(x, q, stride, large=True)
     q = q.to(_accumulator(x))
     if q.shape[-1] <= MAX_BLOCK and kernels.fit(x, q):
-        return _Down.apply(x, q, stride)
+        down = _Down.apply if kernels.needs_function(x, q) else _Down.forward
+        return down(x, q, stride)
     return orthogonal_down_reference(x, q, stride)
 
 
@@ -64,7 +65,8 @@ def orthogonal_up(y: Tensor, q: Tensor, stride: int | Stride) -> Tensor:
     stride = _check(y, q, stride, large=False)
     q = q.to(_accumulator(y))
     if q.shape[-1] <= MAX_BLOCK and kernels.fit(y, q):
-        return _Up.apply(y, q, stride)
+        up = _Up.apply if kernels.needs_function(y, q) else _Up.forward
+        return up(y, q, stride)
     return orthogonal_up_reference(y, q, stride)
 
 
@@ -94,7 +96,7 @@ def orthogonal_down_reference(x: Tensor, q: Tensor, stride: int | Stride) -> Ten
     stride = _check(x, q, stride, large=True)
     wide = _accumulator(x)
     y = _from_blocks(_rotate(q.to(wide), to_blocks(x, stride).to(wide)))
-    return _formatted(y.to(x.dtype), x)
+    return formatted(y.to(x.dtype), x)
 
 
 def orthogonal_up_reference(y: Tensor, q: Tensor, stride: int | Stride) -> Tensor:
@@ -104,7 +106,7 @@ def orthogonal_up_reference(y: Tensor, q: Tensor, stride: int | Stride) -> Tenso
     n, c, *size = y.shape
     k = math.prod(stride)
     blocks = _rotate(q.to(wide).mT, y.to(wide).reshape(n, c // k, k, *size))
-    return _formatted(merge_blocks(blocks, stride).to(y.dtype), y)
+    return formatted(merge_blocks(blocks, stride).to(y.dtype), y)
 
 
 def weight_reference(x: Tensor, y: Tensor, stride: Stride, shared: bool) -> Tensor:
@@ -164,16 +166,36 @@ def _format(x: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _channels_last(x: Tensor) -> bool:
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the kernels treat the image as channels-last."""
     return _format(x) is not torch.contiguous_format
 
 
-def _formatted(result: Tensor, x: Tensor) -> Tensor:
+def formatted(result: Tensor, x: Tensor) -> Tensor:
+    """The result in the memory format of `x`."""
     return result.contiguous(memory_format=_format(x))
 
 
 def _check(image: Tensor, q: Tensor, stride: int | Stride, large: bool) -> Stride:
     """Refuse what no rule covers; returns the stride as a tuple."""
+    if not image.is_floating_point() or not q.is_floating_point():
+        name = "x" if large else "y"
+        raise ValueError(f"{name} and q must be floating, got {image.dtype} and {q.dtype}")
+    return checked_stride(image, q, stride, large)
+
+
+def checked_stride(image: Tensor, q: Tensor, stride: int | Stride, large: bool) -> Stride:
+    """The stride as a tuple, if it goes with the shapes and devices of image and matrices.
+
+    Args:
+        image: The large image, or the small one.
+        q: The matrices.
+        stride: As the caller of an operator gave it.
+        large: Which image it is.
+
+    Raises:
+        ValueError: If it does not.
+    """
     name = "x" if large else "y"
     axes = image.dim() - 2
     if axes not in (1, 2, 3):
@@ -185,8 +207,6 @@ def _check(image: Tensor, q: Tensor, stride: int | Stride, large: bool) -> Strid
         raise ValueError(
             f"stride must name a positive number for each of the {axes} spatial axes, got {stride}"
         )
-    if not image.is_floating_point() or not q.is_floating_point():
-        raise ValueError(f"{name} and q must be floating, got {image.dtype} and {q.dtype}")
     if image.device != q.device:
         raise ValueError(f"{name} and q must share a device, got {image.device} and {q.device}")
     k = math.prod(stride)
@@ -213,7 +233,7 @@ def _shape(t: Tensor) -> str:
 class _Down(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, q: Tensor, stride: Stride) -> Tensor:
-        return kernels.raw().orthogonal_down(x, q, list(stride), _channels_last(x))
+        return kernels.raw().orthogonal_down(x, q, list(stride), is_channels_last(x))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -236,7 +256,7 @@ class _Down(torch.autograd.Function):
 class _Up(torch.autograd.Function):
     @staticmethod
     def forward(y: Tensor, q: Tensor, stride: Stride) -> Tensor:
-        return kernels.raw().orthogonal_up(y, q, list(stride), _channels_last(y))
+        return kernels.raw().orthogonal_up(y, q, list(stride), is_channels_last(y))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -261,7 +281,7 @@ class _Weight(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, y: Tensor, stride: Stride, shared: bool) -> Tensor:
-        return kernels.raw().orthogonal_weight(x, y, list(stride), shared, _channels_last(x))
+        return kernels.raw().orthogonal_weight(x, y, list(stride), shared, is_channels_last(x))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -315,13 +335,15 @@ def _like(t: Tensor, shape: list[Any], channels_last: bool) -> Tensor:
 
 
 @kernels.shape_rule("orthogonal_down")
-def _down_shape(x: Tensor, q: Tensor, stride: list[int], channels_last: bool) -> Tensor:
+def down_shape(x: Tensor, q: Tensor, stride: list[int], channels_last: bool) -> Tensor:
+    """What `orthogonal_down` returns, without data."""
     size = [s // t for s, t in zip(x.shape[2:], stride, strict=True)]
     return _like(x, [x.shape[0], x.shape[1] * math.prod(stride), *size], channels_last)
 
 
 @kernels.shape_rule("orthogonal_up")
-def _up_shape(y: Tensor, q: Tensor, stride: list[int], channels_last: bool) -> Tensor:
+def up_shape(y: Tensor, q: Tensor, stride: list[int], channels_last: bool) -> Tensor:
+    """What `orthogonal_up` returns, without data."""
     size = [s * t for s, t in zip(y.shape[2:], stride, strict=True)]
     return _like(y, [y.shape[0], y.shape[1] // math.prod(stride), *size], channels_last)
 

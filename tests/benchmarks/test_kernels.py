@@ -30,7 +30,9 @@ def test_whole_run(tmp_path, capsys):
     assert {r["operator"].split(",")[0] for r in rows} == {
         "norm + leaky ReLU",
         "orthogonal_down",
+        "orthogonal_down_exact",
         "orthogonal_up",
+        "orthogonal_up_exact",
         "expm_skew",
     }
     assert all(r["ours"] > 0 and r["seconds"] > 0 for r in rows)

@@ -105,8 +105,7 @@ class Simulated:
 
     def rotate(self, image, q, stride, channels_last, up):
         op = torch.ops.revgrad.orthogonal_up if up else torch.ops.revgrad.orthogonal_down
-        shape = op(image.to("meta"), q.to("meta"), stride, channels_last)
-        out = torch.empty_strided(shape.shape, shape.stride(), dtype=shape.dtype)
+        out = self.result(op, image, q, stride, channels_last)
         large, small = (out, image) if up else (image, out)
         shared, q = q.dim() == 2, q.contiguous()
         numbers = geometry(large, small, stride)
@@ -115,6 +114,25 @@ class Simulated:
             lambda: self.module.rotate(*args, array(image), array(q), array(out)), [out]
         )
         return out
+
+    def orthogonal_down_exact(self, x, factors, stride, channels_last):
+        return self.lift(x, factors, stride, channels_last, False)
+
+    def orthogonal_up_exact(self, y, factors, stride, channels_last):
+        return self.lift(y, factors, stride, channels_last, True)
+
+    def lift(self, image, factors, stride, channels_last, up):
+        op = getattr(torch.ops.revgrad, f"orthogonal_{'up' if up else 'down'}_exact")
+        out = self.result(op, image, factors, stride, channels_last)
+        numbers = geometry(*((out, image) if up else (image, out)), stride)
+        args = (up, numbers, channels_last, array(image), array(factors.contiguous()), array(out))
+        self.every_order(lambda: self.module.lift(*args), [out])
+        return out
+
+    def result(self, op, image, matrix, stride, channels_last):
+        """An empty tensor as the operator's shape rule says."""
+        shape = op(image.to("meta"), matrix.to("meta"), stride, channels_last)
+        return torch.empty_strided(shape.shape, shape.stride(), dtype=shape.dtype)
 
     def orthogonal_weight(self, x, y, stride, shared, channels_last):
         k = x.new_empty(stride).numel()

@@ -132,6 +132,60 @@ def test_the_identity_gives_the_order_of_pixel_shuffle(backend):
     assert torch.equal(y, blocks_to_channels(x, 3))
 
 
+PACKED = [(2,), (1, 2), (2, 1), (2, 2), (1, 4), (4, 1), (2, 2, 2), (2, 1, 4), (1, 1, 8), (8, 1, 1)]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stride", PACKED)
+def test_long_lines_and_many_channels(stride, dtype, last, shared):
+    """Whole vectors on the CPU, the last of which overlaps the one before it, or not."""
+    if last and len(stride) == 1:
+        pytest.skip("one axis has no channels-last format")
+    for many in (37, 64):
+        c, line = (many, 3) if last else (2, many)
+        x = torch.randn(2, c, *(3 * s for s in stride[:-1]), line * stride[-1]).to(dtype)
+        x = x.contiguous(memory_format=FORMATS[x.dim()]) if last else x
+        q = matrix(stride, shared, c)
+        y = orthogonal_down(x, q, stride)
+        wide = q if dtype == torch.float64 else q.float().double()
+        close(y, orthogonal_down_reference(x.double(), wide, stride), TOLERANCE[dtype])
+        close(orthogonal_up(y, q, stride), x, 3 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_results_are_written_past_the_cache(dtype, last):
+    x = torch.randn(1, 64, 256, 512 if dtype == torch.float32 else 1024).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    q = matrix((2, 2), False, 64, torch.float32)
+    assert x.numel() * x.element_size() >= 16 * 2**20
+    y = orthogonal_down(x, q, 2)
+    close(y, orthogonal_down_reference(x, q, 2), TOLERANCE[dtype])
+    close(orthogonal_up(y, q, 2), orthogonal_up_reference(y, q, 2), TOLERANCE[dtype])
+
+
+def test_rounding_to_bfloat16_is_torch_s(backend):
+    """Ties, infinities, and NaNs whose lower half a rounding could carry away."""
+    steps = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 1 + 2**-8 + 2**-20, 3e38, -3.4e38])
+    x = torch.ones(1, 2, 1, 64, dtype=torch.bfloat16, device=backend.device)
+    for value in [*steps.tolist(), math.inf, -math.inf]:
+        q = torch.tensor([[value, 0.0], [0.0, 1.0]], device=backend.device)
+        y = orthogonal_down(x, q, (1, 2))
+        assert torch.equal(y, orthogonal_down_reference(x, q, (1, 2)))
+    for bits in (0x7FFFFFFF, -1):
+        q = torch.full((2, 2), 1.0)
+        q.view(torch.int32)[0, 0] = bits
+        assert orthogonal_down(x, q.to(x.device), (1, 2))[:, ::2].isnan().all()
+    x.view(torch.int16)[..., ::3] = 0x7FFF
+    x.view(torch.int16)[..., 1::3] = -1
+    y = orthogonal_down(x, torch.ones(2, 2, device=x.device), (1, 2))
+    assert y.isnan().any() and torch.equal(
+        y.isnan(), orthogonal_down_reference(x, torch.ones(2, 2, device=x.device), (1, 2)).isnan()
+    )
+
+
 VIEWS = {
     "chunk": lambda t: t.repeat(1, 2, *[1] * (t.dim() - 2)).chunk(2, 1)[1],
     "transposed": lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2),
@@ -293,11 +347,15 @@ import torch
 from revgrad.ops import *
 torch.manual_seed(0)
 for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)):
-    for stride in ((2, 2), (2, 2, 2), (3, 2)):
-        x = torch.randn(2, 19, *(35 * s for s in stride)).to(dtype)
-        q = torch.randn(19, *[torch.empty(stride).numel()] * 2) / 3
-        a, b = orthogonal_down(x, q, stride), orthogonal_down_reference(x, q, stride)
-        assert (a - b).abs().max() <= tolerance * b.abs().max()
+    for stride in ((2, 2), (2, 2, 1), (3, 2)):
+        for last in (False, True):
+            x = torch.randn(2, 35, *(35 * s for s in stride)).to(dtype)
+            x = x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
+            q = torch.randn(35, *[torch.empty(stride).numel()] * 2) / 3
+            a, b = orthogonal_down(x, q, stride), orthogonal_down_reference(x, q, stride)
+            assert (a - b).abs().max() <= tolerance * b.abs().max()
+            c, d = orthogonal_up(b, q, stride), orthogonal_up_reference(b, q, stride)
+            assert (c - d).abs().max() <= tolerance * d.abs().max()
 for n in (3, 8, 29, 64):
     theta = torch.randn(4, n, n, dtype=torch.float64, requires_grad=True)
     a, b = expm_skew(theta), expm_skew_reference(theta)
