@@ -194,7 +194,12 @@ class Buffers:
 
 
 def version(tensor: Tensor) -> int:
-    """The count of in-place changes of a tensor; 0 for inference tensors, which have none."""
+    """The count of in-place changes of a tensor; 0 for inference tensors, which have none.
+
+    Traced code has none either; `revgrad.autograd.scrutiny` finds the changes there.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return 0
     return 0 if tensor.is_inference() else tensor._version
 
 

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from revgrad.autograd.closing import close, close_plainly, opened, with_laid_out_gradients
 from revgrad.autograd.context import calling, evaluating, take_place
 from revgrad.autograd.inventory import known, may_misread_gradients
+from revgrad.autograd.outside import outside_of_compiler
 from revgrad.autograd.protocol import State
 from revgrad.autograd.tape import Identities, Tape, expect_unchanged, identities
 from revgrad.errors import ReversibleError, locate
@@ -105,6 +106,7 @@ class ReversibleSequence(nn.Module):
         self.fraction_bits = fraction_bits
         self.check = check
 
+    @outside_of_compiler
     def forward(self, x: Tensor | State, *args: Any, **kwargs: Any) -> Any:
         """Run the layers.
 
@@ -118,6 +120,10 @@ class ReversibleSequence(nn.Module):
             The output, joined if `x` was one tensor. If the sequence has taps: the output and a
             dictionary of the tapped values.
         """
+        if torch.compiler.is_dynamo_compiling():
+            from revgrad.nn.compiled import run_traced
+
+            return run_traced(self, x, args, kwargs)
         passage: _Passage | None = take_place(self)
         if passage is not None:
             return self._pass(passage, x, args, kwargs)
@@ -136,6 +142,7 @@ class ReversibleSequence(nn.Module):
         output = self._close(passage, state, x, factor)
         return (output, passage.taps) if self._has_taps() else output
 
+    @outside_of_compiler
     def inverse(self, y: Tensor | State, *args: Any, **kwargs: Any) -> Any:
         """Compute the input from the output, by ordinary autograd where gradients are needed.
 
@@ -144,11 +151,15 @@ class ReversibleSequence(nn.Module):
             *args: The side inputs of `forward`.
             **kwargs: The same by keyword.
         """
+        if torch.compiler.is_dynamo_compiling():
+            from revgrad.nn.compiled import run_traced_inverse
+
+            return run_traced_inverse(self, y, args, kwargs)
         watch = new_watch(self.arithmetic, self.fraction_bits, self.check)
         with evaluating(None), watching(watch):
             state = self._open(y, watch, inverse=True)
             for name, layer in reversed(list(self._named_layers())):
-                state = _inverted(layer, _where(layer, name), state, args, kwargs, watch)
+                state = _inverted(layer, where_is(layer, name), state, args, kwargs, watch)
             factor = None if watch is None else watch.finish(wait=not _are_floats(y))
         inputs = (torch.cat(state, self.split_dim),) if isinstance(y, Tensor) else state
         inputs = opened(inputs, _are_floats(y), factor)
@@ -171,7 +182,7 @@ class ReversibleSequence(nn.Module):
         if self.arithmetic == "float":
             return options
         options += f", fraction_bits={self.fraction_bits}, check={self.check!r}"
-        stored = [_where(la, name) for name, la in self._named_layers() if not la.is_exact]
+        stored = [where_is(la, name) for name, la in self._named_layers() if not la.is_exact]
         return options + (
             f"\ninput stored, as it has no exact form: {', '.join(stored)}" * bool(stored)
         )
@@ -212,7 +223,7 @@ class ReversibleSequence(nn.Module):
                 state = self._pass_inner(layer, passage.inside(i), state, args, kwargs)
                 continue
             assert isinstance(layer, ReversibleLayer)
-            where = _where(layer, f"{passage.prefix}{i}")
+            where = where_is(layer, f"{passage.prefix}{i}")
             if passage.watch is not None:
                 passage.watch.where = where
             try:
@@ -365,7 +376,8 @@ def _enough(state: State, count: int) -> State:
     return state[:count]
 
 
-def _where(layer: nn.Module, name: str) -> str:
+def where_is(layer: nn.Module, name: str) -> str:
+    """The name of a layer for messages."""
     return f"layer {name} ({type(layer).__name__})"
 
 
