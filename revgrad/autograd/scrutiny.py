@@ -7,15 +7,15 @@ they are run once more here, on tensors without numbers, at the time of compilin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._ops import HigherOrderOperator
 from torch._dynamo.comptime import ComptimeContext, comptime
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 ADVICE = (
     "Compile the sub-networks instead, sequence.compile_sub_networks(), or allow graph breaks: "
@@ -42,83 +42,134 @@ def refuse(reason: str) -> None:
 
 def _break(context: ComptimeContext) -> None:
     reason = context.get_local("reason").as_python_constant()
-    context.graph_break(f"{reason}. {ADVICE}.")
+    context.graph_break(f"{reason}. {ADVICE}")
 
 
 def _look(context: ComptimeContext) -> None:
     where = context.get_local("where").as_python_constant()
-    streams = _examples(context.get_local("streams").as_proxy())
-    tensors = _examples(context.get_local("tensors").as_proxy())
+    streams, tensors = (_examples(context.get_local(n).as_proxy()) for n in ("streams", "tensors"))
+    # Nodes of the layers before were seen already.
     nodes = [node for node in context.graph().nodes if not node.meta.get(_SEEN)]
     for node in nodes:
         node.meta[_SEEN] = True
-    reason = _obstacle(nodes, streams, tensors)
-    output = context._i_will_not_complain_if_bc_breaks_InstructionTranslator().output
-    if reason is None and getattr(output, "random_calls", None):
-        reason = "Python's random numbers, of which the repetition would draw others"
+    reason = _captured(nodes, tensors) or _Rerun([*streams, *tensors]).obstacle(nodes)
+    if reason is None and _python_draws(context):
+        reason = "draws from Python's random, and the repetition would draw other numbers"
     if reason is not None:
-        context.graph_break(f"{where}: a sub-network {reason}. {ADVICE}.")
+        context.graph_break(f"{where}: a sub-network {reason}. {ADVICE}")
 
 
 def _examples(proxies: Any) -> list[Tensor]:
-    return [proxy.node.meta["example_value"] for proxy in tree_leaves(proxies)]
+    return [_example(proxy.node) for proxy in tree_leaves(proxies)]
 
 
-def _obstacle(
-    nodes: Iterable[fx.Node], streams: list[Tensor], tensors: list[Tensor]
-) -> str | None:
-    """Why what the nodes do can't be repeated, or None."""
+def _example(node: fx.Node) -> Any:
+    """The tensor without numbers that the compiler traced in the place of a node."""
+    return node.meta.get("example_value")
+
+
+def _python_draws(context: ComptimeContext) -> bool:
+    """Whether the traced function took numbers from `random`, here or elsewhere."""
+    output = context._i_will_not_complain_if_bc_breaks_InstructionTranslator().output
+    return bool(getattr(output, "random_calls", False))
+
+
+def _captured(nodes: list[fx.Node], tensors: list[Tensor]) -> str | None:
+    """What is to be said if a tensor with gradient came from outside."""
     known = set(map(id, tensors))
-    foreign = {_memory(t) for t in (*streams, *tensors)}
-    watch = _Watch(foreign)
     for node in nodes:
-        example = node.meta.get("example_value")
-        if node.op == "placeholder" and isinstance(example, FakeTensor):
-            if example.requires_grad and id(example) not in known:
-                return (
-                    f"uses a tensor of shape {tuple(example.shape)} that requires a gradient but "
-                    "is no parameter of the layer and no argument; its gradient would be lost"
-                )
-            foreign.add(_memory(example))
-        elif node.op in ("call_function", "call_method"):
-            watch.run(node)
-    return watch.found
+        tensor = _example(node)
+        if node.op != "placeholder" or not isinstance(tensor, Tensor):
+            continue
+        if tensor.requires_grad and id(tensor) not in known:
+            return (
+                f"uses a tensor of shape {tuple(tensor.shape)} that requires a gradient but is no "
+                "parameter of the layer and no argument; its gradient would be lost"
+            )
+    return None
 
 
-class _Watch(TorchDispatchMode):
-    """Runs nodes again without numbers, and finds the operator that speaks against it.
+class _Rerun(TorchDispatchMode):
+    """Runs traced nodes again, without numbers, and finds what speaks against a repetition.
 
     Args:
-        foreign: The memory that must not be written into.
+        kept: Tensors that must not be written into.
     """
 
-    def __init__(self, foreign: set[int]) -> None:
+    def __init__(self, kept: list[Tensor]) -> None:
         super().__init__()
-        self.foreign = foreign
-        self.found: str | None = None
+        self._mode = next(t.fake_mode for t in kept if isinstance(t, FakeTensor))
+        self._kept = set(map(_memory, kept))
+        self._values: dict[fx.Node, Any] = {}
+        self._found: str | None = None
 
-    def run(self, node: fx.Node) -> None:
-        """Run a node on what its arguments were traced with."""
-        def example(value: Any) -> Any:
-            if not isinstance(value, fx.Node):
-                return value
-            found = value.meta.get("example_value")
-            return found.detach() if isinstance(found, Tensor) else found
+    def obstacle(self, nodes: list[fx.Node]) -> str | None:
+        """What the first node that can't be repeated does, or None."""
+        for node in nodes:
+            if node.op in ("placeholder", "get_attr") and isinstance(_example(node), FakeTensor):
+                self._kept.add(_memory(_example(node)))
+        with torch.no_grad(), self._mode, self:
+            for node in nodes:
+                if node.op in ("call_function", "call_method") and self._found is None:
+                    self._run(node)
+        return self._found
 
-        args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), example)
-        fakes = [t for t in tree_leaves((args, kwargs)) if isinstance(t, FakeTensor)]
-        mode = fakes[0].fake_mode if fakes else None
-        print(node.format_node(), type(node.target))
+    def _run(self, node: fx.Node) -> None:
+        if isinstance(node.target, HigherOrderOperator):
+            self._found = f"contains {node.target}, into which is not looked"
+            return
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
+        if callable(node.target):
+            call = node.target
+        else:
+            call, args = getattr(args[0], node.target), args[1:]
+        try:
+            self._values[node] = call(*args, **kwargs)
+        except Exception as error:
+            self._found = f"contains {node.target}, which could not be examined ({error})"
+
+    def _value(self, node: fx.Node) -> Any:
+        if node in self._values:
+            return self._values[node]
+        value = _example(node)
+        return value.detach() if isinstance(value, Tensor) else value
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+        names = [argument.name for argument in func._schema.arguments]
+        given = dict(zip(names, args, strict=False)) | kwargs
         if torch.Tag.nondeterministic_seeded in func.tags and not _is_off(given):
-            self.found = f"draws random numbers ({func}), and the repetition would draw others"
+            self._found = f"draws random numbers ({func}), and the repetition would draw others"
+        elif self._writes(func, given):
+            self._found = (
+                f"changes its input, a buffer or a parameter in place ({func}), and would do so "
+                "twice"
+            )
         return func(*args, **kwargs)
+
+    def _writes(self, func: Any, given: dict[str, Any]) -> bool:
+        """Whether the operator writes into memory that is to be kept."""
+        if given.get("running_mean") is not None and given.get("training", True):
+            return True  # not all batch norms say so in their schema
+        written = [
+            given.get(argument.name)
+            for argument in func._schema.arguments
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]
+        return any(
+            _memory(t) in self._kept for t in tree_leaves(written) if isinstance(t, Tensor)
+        )
+
+
+def _is_off(given: dict[str, Any]) -> bool:
+    """Whether a random operator draws nothing with these arguments."""
+    if given.get("training") is False or given.get("train") is False:
+        return True
+    return given.get("dropout_p") == 0 or given.get("p") == 0
 
 
 def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    memory: int = tensor.untyped_storage()._cdata
+    return memory

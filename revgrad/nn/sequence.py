@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from revgrad.nn.arithmetic import (
     refuse_unknown,
     warn_of_drift,
 )
+from revgrad.nn.compile_module import compile_module
 from revgrad.nn.layer import ReversibleLayer
 from revgrad.nn.streams import dense_streams
 from revgrad.nn.tap import Tap
@@ -164,6 +165,24 @@ class ReversibleSequence(nn.Module):
         inputs = (torch.cat(state, self.split_dim),) if isinstance(y, Tensor) else state
         inputs = opened(inputs, _are_floats(y), factor)
         return inputs[0] if isinstance(y, Tensor) else inputs
+
+    def compile_sub_networks(self, **options: Any) -> Self:
+        """Compile each sub-network by itself, in place.
+
+        The sequence runs them from its tape as before, so all that it can do stays: dropout, batch
+        norm, taps, exact arithmetic. Sub-networks that are alike share what is compiled: each kind
+        is compiled twice, for the forward pass and for the repetition.
+
+        Args:
+            **options: Those of `torch.compile`.
+
+        Returns:
+            The sequence.
+        """
+        modules = [m for _, layer in self._named_layers() for m in layer.sub_networks()]
+        for module in dict.fromkeys(modules):
+            compile_module(module, **options)
+        return self
 
     def __len__(self) -> int:
         return len(self.layers)
