@@ -202,8 +202,7 @@ class TracedRewind:
             for i, tensor in zip(moving, tensors, strict=True):
                 filled[i] = tensor
             inner_args, inner_kwargs = tree_unflatten(filled, spec)
-            result: Tensor = functional_call(module, parameters, (x, *inner_args), inner_kwargs)
-            return result
+            return _call(module, parameters, (x, *inner_args), inner_kwargs)
 
         tensors = [leaves[i] for i in moving]
         value, pull = vjp(call, trainable(module), x, tensors)
@@ -229,7 +228,7 @@ class TracedRewind:
 
     def weight(self, module: nn.Module) -> TracedWeight:
         """As `Rewind.weight`."""
-        value, pull = vjp(lambda p: functional_call(module, p, ()), trainable(module))
+        value, pull = vjp(lambda p: _call(module, p, (), {}), trainable(module))
         return TracedWeight(self, module, value, pull)
 
     def book(self, module: nn.Module, grads: dict[str, Tensor]) -> None:
@@ -291,6 +290,17 @@ class TracedWeight:
     def book(self, grad: Tensor) -> None:
         """Book the gradients of the parameters, given that of the tensor; once."""
         self._rewind.book(self._module, self._pull(grad.to(self.value.dtype))[0])
+
+
+def _call(
+    module: nn.Module,
+    parameters: dict[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """Call a module with these parameters; each name of a tied one has its own."""
+    result: Tensor = functional_call(module, parameters, args, kwargs, tie_weights=False)
+    return result
 
 
 def _path(module: nn.Module, inside: nn.Module) -> str:

@@ -12,25 +12,32 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from revgrad.autograd.inventory import has_hooks, may_misread_gradients
+from revgrad.autograd.outside import outside_of_compiler
 from revgrad.autograd.protocol import State
 from revgrad.autograd.scrutiny import refuse
 from revgrad.autograd.whole import run_whole
 from revgrad.errors import ReversibleError
 from revgrad.nn.layer import ReversibleLayer
 from revgrad.nn.sequence import ReversibleSequence, where_is
+from revgrad.nn.orthogonal import OrthogonalMatrices
 from revgrad.nn.streams import dense_streams
 from revgrad.nn.tap import Tap
+from revgrad.ops.kernels import in_transform
+from revgrad.ops.precision import coarse_products
 
 _Layers = list[tuple[str, ReversibleLayer, int]]
 
 
+@outside_of_compiler
 def run_traced(
     sequence: ReversibleSequence, x: Tensor | State, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """`sequence(x, *args, **kwargs)` in traced code.
 
-    Where that can't be, the graph is broken, and `ReversibleSequence.forward` runs by itself.
+    Where that can't be, the graph is broken: then this function is called as such.
     """
+    if not torch.compiler.is_dynamo_compiling():
+        return sequence._run(x, args, kwargs)
     saving = sequence.save_memory and _needs_grad(sequence, (x, args, kwargs))
     reason = obstacle(sequence, saving)
     if reason is not None:
@@ -57,10 +64,13 @@ def run_traced(
     return (output, dict(zip(names, taps, strict=True))) if names else output
 
 
+@outside_of_compiler
 def run_traced_inverse(
     sequence: ReversibleSequence, y: Tensor | State, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """`sequence.inverse(y, *args, **kwargs)` in traced code."""
+    if not torch.compiler.is_dynamo_compiling():
+        return sequence._invert(y, args, kwargs)
     reason = obstacle(sequence, False)
     if reason is not None:
         refuse(reason)
@@ -82,6 +92,11 @@ def obstacle(sequence: ReversibleSequence, saving: bool) -> str | None:
     sequences = [m for m in sequence.modules() if isinstance(m, ReversibleSequence)]
     if sequence.arithmetic == "exact":
         return 'a sequence with arithmetic="exact" is not traced'
+    if coarse_products() and any(isinstance(m, OrthogonalMatrices) for m in sequence.modules()):
+        return (
+            "matrix products are rounded (torch.set_float32_matmul_precision), with which "
+            "orthogonal layers are not traced: what they compute back would drift"
+        )
     if not saving:
         return None
     if any(inner.anchor_every is not None for inner in sequences):
@@ -89,6 +104,8 @@ def obstacle(sequence: ReversibleSequence, saving: bool) -> str | None:
     for where, layer, _ in _layers(sequence, ""):
         if any(part.backward_step is None for part in layer.parts(layer.forward)):
             return f"{where} has no backward_step, without which a layer is not traced"
+        if any(isinstance(m, ReversibleSequence) for m in layer.modules()):
+            return f"{where}: a sequence inside a sub-network is not traced"
         hooked = [type(m).__name__ for m in layer.modules() if has_hooks(m)]
         if hooked:
             return f"{where}: a {hooked[0]} has hooks, or a __call__ or forward of its own"
@@ -114,7 +131,7 @@ def _layers(sequence: ReversibleSequence, prefix: str) -> _Layers:
 
 def _needs_grad(sequence: ReversibleSequence, inputs: Any) -> bool:
     """Whether there is a backward pass to save memory for."""
-    if not torch.is_grad_enabled() or torch._C._functorch.maybe_current_level() is not None:
+    if not torch.is_grad_enabled() or in_transform():
         return False
     tensors = [t for t in tree_leaves(inputs) if isinstance(t, Tensor)]
     return any(t.requires_grad for t in (*tensors, *sequence.parameters()))

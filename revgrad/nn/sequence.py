@@ -107,7 +107,6 @@ class ReversibleSequence(nn.Module):
         self.fraction_bits = fraction_bits
         self.check = check
 
-    @outside_of_compiler
     def forward(self, x: Tensor | State, *args: Any, **kwargs: Any) -> Any:
         """Run the layers.
 
@@ -125,6 +124,11 @@ class ReversibleSequence(nn.Module):
             from revgrad.nn.compiled import run_traced
 
             return run_traced(self, x, args, kwargs)
+        return self._run(x, args, kwargs)
+
+    @outside_of_compiler
+    def _run(self, x: Tensor | State, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As `forward`, untraced."""
         passage: _Passage | None = take_place(self)
         if passage is not None:
             return self._pass(passage, x, args, kwargs)
@@ -143,7 +147,6 @@ class ReversibleSequence(nn.Module):
         output = self._close(passage, state, x, factor)
         return (output, passage.taps) if self._has_taps() else output
 
-    @outside_of_compiler
     def inverse(self, y: Tensor | State, *args: Any, **kwargs: Any) -> Any:
         """Compute the input from the output, by ordinary autograd where gradients are needed.
 
@@ -156,6 +159,13 @@ class ReversibleSequence(nn.Module):
             from revgrad.nn.compiled import run_traced_inverse
 
             return run_traced_inverse(self, y, args, kwargs)
+        return self._invert(y, args, kwargs)
+
+    @outside_of_compiler
+    def _invert(
+        self, y: Tensor | State, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor | State:
+        """As `inverse`, untraced."""
         watch = new_watch(self.arithmetic, self.fraction_bits, self.check)
         with evaluating(None), watching(watch):
             state = self._open(y, watch, inverse=True)
