@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, fx
 from torch._ops import HigherOrderOperator
 from torch._dynamo.comptime import ComptimeContext, comptime
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 ADVICE = (
     "Compile the sub-networks instead, sequence.compile_sub_networks(), or allow graph breaks: "
@@ -98,8 +98,9 @@ class _Rerun(TorchDispatchMode):
 
     def __init__(self, kept: list[Tensor]) -> None:
         super().__init__()
-        self._mode = next(t.fake_mode for t in kept if isinstance(t, FakeTensor))
-        self._kept = set(map(_memory, kept))
+        self._mode = FakeTensorMode()
+        self._twins: dict[int, Tensor] = {}
+        self._kept = {_memory(self._twin(t)) for t in kept}
         self._values: dict[fx.Node, Any] = {}
         self._found: str | None = None
 
@@ -107,7 +108,7 @@ class _Rerun(TorchDispatchMode):
         """What the first node that can't be repeated does, or None."""
         for node in nodes:
             if node.op in ("placeholder", "get_attr") and isinstance(_example(node), FakeTensor):
-                self._kept.add(_memory(_example(node)))
+                self._kept.add(_memory(self._twin(_example(node))))
         with torch.no_grad(), self._mode, self:
             for node in nodes:
                 if node.op in ("call_function", "call_method") and self._found is None:
@@ -131,8 +132,23 @@ class _Rerun(TorchDispatchMode):
     def _value(self, node: fx.Node) -> Any:
         if node in self._values:
             return self._values[node]
-        value = _example(node)
-        return value.detach() if isinstance(value, Tensor) else value
+        return tree_map(self._static, _example(node))
+
+    def _static(self, value: Any) -> Any:
+        """A value of the trace with numbers in the place of symbols."""
+        if isinstance(value, Tensor):
+            return self._twin(value)
+        return value.node.hint if isinstance(value, torch.SymInt | torch.SymFloat) else value
+
+    def _twin(self, tensor: Tensor) -> Tensor:
+        """A tensor without numbers of the same kind, to be run on."""
+        if id(tensor) not in self._twins:
+            size, stride = (tuple(map(self._static, s)) for s in (tensor.shape, tensor.stride()))
+            with self._mode:
+                self._twins[id(tensor)] = torch.empty_strided(
+                    size, stride, dtype=tensor.dtype, device=tensor.device
+                )
+        return self._twins[id(tensor)]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

@@ -30,6 +30,8 @@ class Plan:
 
     Attributes:
         layers: The layers, each with its name for messages and its number of tapped values.
+        places: For every part, where each of its parameters by name stands among all, and whether
+            it needs a gradient.
         sizes: Channels of the output streams, which are joined; None leaves them as they are.
         contiguous: Whether the gradients of a batch of one have to be contiguous.
         side: Side inputs of the sub-networks: the leaves of `(args, kwargs)`, tensors as None.
@@ -37,6 +39,7 @@ class Plan:
     """
 
     layers: list[tuple[str, Any, int]]
+    places: list[dict[str, tuple[int, bool]]]
     sizes: list[int] | None
     contiguous: bool
     side: list[Any]
@@ -78,18 +81,29 @@ def run_whole(
     leaves, spec = tree_flatten((args, kwargs))
     side = [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    for _, layer, _ in layers:
-        for part in layer.parts(layer.forward):
-            tensors += trainable(part.module).values()
-    plan = Plan(layers, sizes, contiguous, side, spec)
-    outputs: State = _Whole.apply(plan, len(state), *state, *tensors)
+    parts = [part for _, layer, _ in layers for part in layer.parts(layer.forward)]
+    places, parameters = _places([part.module for part in parts])
+    plan = Plan(layers, places, sizes, contiguous, side, spec)
+    outputs: State = _Whole.apply(plan, len(state), *state, *tensors, *parameters)
     return outputs
 
 
-def trainable(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters of a module that need a gradient by name, tied ones under each name."""
-    named = module.named_parameters(remove_duplicate=False)
-    return {name: p for name, p in named if p.requires_grad}
+def _places(
+    modules: list[nn.Module],
+) -> tuple[list[dict[str, tuple[int, bool]]], list[Tensor]]:
+    """The parameters of modules, tied ones once; and where each name finds its own."""
+    parameters: list[Tensor] = []
+    places = []
+    for module in modules:
+        found = {}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            known = [i for i, p in enumerate(parameters) if p is parameter]
+            if not known:
+                parameters.append(parameter)
+            place = known[0] if known else len(parameters) - 1
+            found[name] = (place, parameter.requires_grad)
+        places.append(found)
+    return places, parameters
 
 
 class _Whole(torch.autograd.Function):
@@ -120,14 +134,17 @@ class _Whole(torch.autograd.Function):
         ctx.autocast = kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
         taps = sum(extra for _, _, extra in plan.layers)
         ctx.outputs = len(output) - taps
-        side = tensors[count : count + plan.count_side()]
-        ctx.save_for_backward(*output[: ctx.outputs], *side)
+        # Parameters too: only what is saved so is checked for changes before it is used again.
+        ctx.save_for_backward(*output[: ctx.outputs], *tensors[count:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Gradients:
         plan: Plan = ctx.plan
         cut = ctx.outputs
-        state, side = ctx.saved_tensors[:cut], ctx.saved_tensors[cut:]
+        # The compiler traces a backward function anew, with contiguous gradients, when it first
+        # asks for a layout; it must not be in the middle of a vjp then.
+        grads[0].is_contiguous()
+        state, others = ctx.saved_tensors[:cut], ctx.saved_tensors[cut:]
         state_grads, tap_grads = grads[:cut], grads[cut:]
         if plan.sizes is not None:
             state = tuple(split_dense(state[0], plan.sizes, 1))
@@ -135,16 +152,18 @@ class _Whole(torch.autograd.Function):
         kind, enabled, dtype = ctx.autocast
         # The backward pass runs outside of the forward pass's autocast.
         with torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False):
-            return None, None, *_back(plan, state, state_grads, tap_grads, side)
+            return None, None, *_back(plan, state, state_grads, tap_grads, others)
 
 
 def _back(
-    plan: Plan, state: State, grads: Gradients, tap_grads: Gradients, side: State
+    plan: Plan, state: State, grads: Gradients, tap_grads: Gradients, others: State
 ) -> Gradients:
-    """Gradients of the input streams, side inputs and parameters, in this order."""
-    args, kwargs = plan.arguments(side)
-    side_grads: Gradients = (None,) * len(side)
-    parameter_grads: Gradients = ()
+    """Gradients of the input streams, side inputs and parameters (`others`), in this order."""
+    args, kwargs = plan.arguments(others)
+    side_grads: Gradients = (None,) * plan.count_side()
+    parameters = others[plan.count_side() :]
+    totals: list[Tensor | None] = [None] * len(parameters)
+    left_places = list(plan.places)
     for _, layer, extra in reversed(plan.layers):
         left = len(tap_grads) - extra
         own, tap_grads = tap_grads[left:], tap_grads[:left]
@@ -154,12 +173,15 @@ def _back(
             stream_grads = tuple(_readable(g) for g in stream_grads)
         found = (*stream_grads, *own)
         for part in reversed(layer.parts(layer.forward)):
-            step = TracedRewind(part.module, side_grads)
+            places = left_places.pop()
+            step = TracedRewind(part.module, places, parameters, side_grads)
             streams, found = part.backward_step(step, streams, found, *args, **kwargs)
             side_grads = step.side_grads
-            parameter_grads = (*step.parameter_grads(), *parameter_grads)
+            for name, grad in step.grads.items():
+                place = places[name][0]
+                totals[place] = Rewind.add(totals[place], grad)
         state, grads = (*streams, *rest), (*found, *rest_grads)
-    return *grads, *side_grads, *parameter_grads
+    return *grads, *side_grads, *totals
 
 
 def _readable(grad: Tensor) -> Tensor:
@@ -172,6 +194,8 @@ class TracedRewind:
 
     Args:
         module: The module of the part that goes back.
+        places: Where each of its parameters stands, see `Plan`.
+        parameters: All parameters.
         side_grads: Gradients of the tensors among the side inputs so far.
     """
 
@@ -180,14 +204,16 @@ class TracedRewind:
     add = staticmethod(Rewind.add)
     filled = staticmethod(Rewind.filled)
 
-    def __init__(self, module: nn.Module, side_grads: Gradients) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        places: dict[str, tuple[int, bool]],
+        parameters: State,
+        side_grads: Gradients,
+    ) -> None:
         self.side_grads = side_grads
-        self._module = module
-        self._grads: dict[str, Tensor] = {}
-
-    def parameter_grads(self) -> Gradients:
-        """Gradients of the part's trainable parameters, in their order."""
-        return tuple(self._grads.get(name) for name in trainable(self._module))
+        self._module, self._places, self._parameters = module, places, parameters
+        self.grads: dict[str, Tensor] = {}
 
     def evaluate(
         self, module: nn.Module, x: Tensor, grad: Tensor | None, *args: Any, **kwargs: Any
@@ -197,15 +223,17 @@ class TracedRewind:
         places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         moving = [i for i in places if leaves[i].is_floating_point()]
 
+        moved, fixed = self._of(module)
+
         def call(parameters: dict[str, Tensor], x: Tensor, tensors: list[Tensor]) -> Tensor:
             filled = list(leaves)
             for i, tensor in zip(moving, tensors, strict=True):
                 filled[i] = tensor
             inner_args, inner_kwargs = tree_unflatten(filled, spec)
-            return _call(module, parameters, (x, *inner_args), inner_kwargs)
+            return _call(module, {**fixed, **parameters}, (x, *inner_args), inner_kwargs)
 
         tensors = [leaves[i] for i in moving]
-        value, pull = vjp(call, trainable(module), x, tensors)
+        value, pull = vjp(call, moved, x, tensors)
         numbers = [places.index(i) for i in moving]
         return TracedEvaluated(self, module, value, pull, grad, numbers)
 
@@ -228,16 +256,26 @@ class TracedRewind:
 
     def weight(self, module: nn.Module) -> TracedWeight:
         """As `Rewind.weight`."""
-        value, pull = vjp(lambda p: _call(module, p, (), {}), trainable(module))
-        return TracedWeight(self, module, value, pull)
+        moved, fixed = self._of(module)
+        value, pull = vjp(lambda p: _call(module, {**fixed, **p}, (), {}), moved)
+        return TracedWeight(self, module, value, pull, len(moved) > 0)
+
+    def _of(self, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The parameters of a sub-module by name: those that need a gradient, and the others."""
+        prefix = _path(self._module, module)
+        moved, fixed = {}, {}
+        for name, (place, needs_grad) in self._places.items():
+            if name.startswith(prefix):
+                (moved if needs_grad else fixed)[name[len(prefix) :]] = self._parameters[place]
+        return moved, fixed
 
     def book(self, module: nn.Module, grads: dict[str, Tensor]) -> None:
         """Book the gradients of a sub-module's parameters."""
         prefix = _path(self._module, module)
         for name, grad in grads.items():
             full = prefix + name
-            known = self._grads.get(full)
-            self._grads[full] = grad if known is None else known + grad
+            known = self.grads.get(full)
+            self.grads[full] = grad if known is None else known + grad
 
 
 class TracedEvaluated:
@@ -282,9 +320,10 @@ class TracedEvaluated:
 class TracedWeight:
     """As `Weight`: a tensor that a module makes of its parameters alone."""
 
-    def __init__(self, rewind: TracedRewind, module: nn.Module, value: Tensor, pull: Any) -> None:
-        self.value = value
-        self.needs_grad = len(trainable(module)) > 0
+    def __init__(
+        self, rewind: TracedRewind, module: nn.Module, value: Tensor, pull: Any, needs_grad: bool
+    ) -> None:
+        self.value, self.needs_grad = value, needs_grad
         self._rewind, self._module, self._pull = rewind, module, pull
 
     def book(self, grad: Tensor) -> None:

@@ -187,10 +187,12 @@ def test_one_graph_keeps_the_saving():
         net = ReversibleSequence(layers, save_memory=save_memory).double()
         return stored(net, x, backend="aot_eager")
 
-    # Of the last coupling the compiler may keep something, instead of computing it again.
-    assert kept(8, True) == kept(3, True)
+    # Besides activations there are the statistics of norms, of C numbers a sample.
+    growth = kept(8, True) - kept(3, True)
+    print(growth, kept(3, True), kept(8, False), kept(3, False), x.nbytes)
     assert kept(3, True) <= 6 * x.nbytes
     assert kept(8, False) > kept(3, False) + 5 * x.nbytes
+    assert growth == 0
 
 
 def test_side_inputs_in_one_graph():
@@ -322,6 +324,7 @@ def test_inverse_in_one_graph():
 
 def test_weights_changed_before_backward_are_noticed():
     net = Network(AdditiveCoupling(branch(4))).double()
+    net.sequence[0].f[0].weight.requires_grad_(False)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     y = compiled(drawn())[0].sum()
     with torch.no_grad():
