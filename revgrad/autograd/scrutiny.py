@@ -119,6 +119,8 @@ class _Rerun(TorchDispatchMode):
         if isinstance(node.target, HigherOrderOperator):
             self._found = f"contains {node.target}, into which is not looked"
             return
+        if node.target == "item":
+            return  # a setting of a module, as a symbol
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
         if callable(node.target):
             call = node.target

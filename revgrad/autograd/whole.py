@@ -91,17 +91,14 @@ def run_whole(
 def _places(
     modules: list[nn.Module],
 ) -> tuple[list[dict[str, tuple[int, bool]]], list[Tensor]]:
-    """The parameters of modules, tied ones once; and where each name finds its own."""
+    """The parameters of modules, and where each name finds its own."""
     parameters: list[Tensor] = []
     places = []
     for module in modules:
         found = {}
-        for name, parameter in module.named_parameters(remove_duplicate=False):
-            known = [i for i, p in enumerate(parameters) if p is parameter]
-            if not known:
-                parameters.append(parameter)
-            place = known[0] if known else len(parameters) - 1
-            found[name] = (place, parameter.requires_grad)
+        for name, parameter in module.named_parameters():
+            found[name] = (len(parameters), parameter.requires_grad)
+            parameters.append(parameter)
         places.append(found)
     return places, parameters
 
@@ -337,8 +334,8 @@ def _call(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Tensor:
-    """Call a module with these parameters; each name of a tied one has its own."""
-    result: Tensor = functional_call(module, parameters, args, kwargs, tie_weights=False)
+    """Call a module with these parameters."""
+    result: Tensor = functional_call(module, parameters, args, kwargs)
     return result
 
 

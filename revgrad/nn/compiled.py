@@ -19,6 +19,7 @@ from revgrad.autograd.whole import run_whole
 from revgrad.errors import ReversibleError
 from revgrad.nn.layer import ReversibleLayer
 from revgrad.nn.sequence import ReversibleSequence, where_is
+from revgrad.nn.norm_act import NormAct
 from revgrad.nn.orthogonal import OrthogonalMatrices
 from revgrad.nn.streams import dense_streams
 from revgrad.nn.tap import Tap
@@ -101,7 +102,13 @@ def obstacle(sequence: ReversibleSequence, saving: bool) -> str | None:
         return None
     if any(inner.anchor_every is not None for inner in sequences):
         return "a sequence with anchor_every is not traced"
+    if len(list(sequence.named_parameters(remove_duplicate=False))) > len(
+        list(sequence.parameters())
+    ):
+        return "a sequence with a parameter in two places is not traced"
     for where, layer, _ in _layers(sequence, ""):
+        if any(isinstance(m, NormAct) for m in layer.modules()):
+            return f"{where}: NormAct is not traced, as its kernels ask for strides in backward"
         if any(part.backward_step is None for part in layer.parts(layer.forward)):
             return f"{where} has no backward_step, without which a layer is not traced"
         if any(isinstance(m, ReversibleSequence) for m in layer.modules()):
