@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._ops import HigherOrderOperator
 from torch._dynamo.comptime import ComptimeContext, comptime
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -176,9 +176,7 @@ class _Rerun(TorchDispatchMode):
             for argument in func._schema.arguments
             if argument.alias_info is not None and argument.alias_info.is_write
         ]
-        return any(
-            _memory(t) in self._kept for t in tree_leaves(written) if isinstance(t, Tensor)
-        )
+        return any(_memory(t) in self._kept for t in tree_leaves(written) if isinstance(t, Tensor))
 
 
 def _is_off(given: dict[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from torch.func import functional_call, vjp
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from revgrad.autograd.layout import split_dense
-from revgrad.autograd.protocol import Gradients, Part, State
+from revgrad.autograd.protocol import Gradients, State
 from revgrad.autograd.rewind import Rewind
 from revgrad.autograd.scrutiny import scrutinise
 
@@ -108,7 +108,7 @@ class _Whole(torch.autograd.Function):
 
     @staticmethod
     def forward(plan: Plan, count: int, *tensors: Tensor) -> State:
-        state, taps = tensors[:count], ()
+        state, taps = tensors[:count], tensors[:0]
         args, kwargs = plan.arguments(tensors[count:])
         for where, layer, _ in plan.layers:
             before, rest = state[: layer.num_inputs], state[layer.num_inputs :]
@@ -181,9 +181,11 @@ def _back(
     return *grads, *side_grads, *totals
 
 
-def _readable(grad: Tensor) -> Tensor:
+def _readable(grad: Tensor | None) -> Tensor | None:
     """See `gradient_strides`."""
-    return grad.contiguous() if grad.dim() > 2 and grad.shape[0] == 1 else grad
+    if grad is None or grad.dim() <= 2 or grad.shape[0] != 1:
+        return grad
+    return grad.contiguous()
 
 
 class TracedRewind:
@@ -230,7 +232,7 @@ class TracedRewind:
             return _call(module, {**fixed, **parameters}, (x, *inner_args), inner_kwargs)
 
         tensors = [leaves[i] for i in moving]
-        value, pull = vjp(call, moved, x, tensors)
+        value, pull = _vjp(call, moved, x, tensors)
         numbers = [places.index(i) for i in moving]
         return TracedEvaluated(self, module, value, pull, grad, numbers)
 
@@ -254,13 +256,14 @@ class TracedRewind:
     def weight(self, module: nn.Module) -> TracedWeight:
         """As `Rewind.weight`."""
         moved, fixed = self._of(module)
-        value, pull = vjp(lambda p: _call(module, {**fixed, **p}, (), {}), moved)
+        value, pull = _vjp(lambda p: _call(module, {**fixed, **p}, (), {}), moved)
         return TracedWeight(self, module, value, pull, len(moved) > 0)
 
     def _of(self, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The parameters of a sub-module by name: those that need a gradient, and the others."""
         prefix = _path(self._module, module)
-        moved, fixed = {}, {}
+        moved: dict[str, Tensor] = {}
+        fixed: dict[str, Tensor] = {}
         for name, (place, needs_grad) in self._places.items():
             if name.startswith(prefix):
                 (moved if needs_grad else fixed)[name[len(prefix) :]] = self._parameters[place]
@@ -326,6 +329,12 @@ class TracedWeight:
     def book(self, grad: Tensor) -> None:
         """Book the gradients of the parameters, given that of the tensor; once."""
         self._rewind.book(self._module, self._pull(grad.to(self.value.dtype))[0])
+
+
+def _vjp(function: Any, *primals: Any) -> tuple[Tensor, Any]:
+    """The value of a function, and what gives the gradients of its arguments for that of it."""
+    value, pull = vjp(function, *primals)  # type: ignore[misc]
+    return value, pull
 
 
 def _call(

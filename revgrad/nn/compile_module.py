@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-
 # The compiler's own is 8. Beyond it a module runs uncompiled.
 RECOMPILE_LIMIT = 128
 

@@ -18,9 +18,9 @@ from revgrad.autograd.scrutiny import refuse
 from revgrad.autograd.whole import run_whole
 from revgrad.errors import ReversibleError
 from revgrad.nn.layer import ReversibleLayer
-from revgrad.nn.sequence import ReversibleSequence, where_is
 from revgrad.nn.norm_act import NormAct
 from revgrad.nn.orthogonal import OrthogonalMatrices
+from revgrad.nn.sequence import ReversibleSequence, where_is
 from revgrad.nn.streams import dense_streams
 from revgrad.nn.tap import Tap
 from revgrad.ops.kernels import in_transform

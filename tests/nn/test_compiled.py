@@ -148,16 +148,16 @@ class Inner(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.sequence = ReversibleSequence([AdditiveCoupling(nn.Sequential(nn.Linear(4, 4)))], split_dim=-1)
+        self.sequence = ReversibleSequence(
+            [AdditiveCoupling(nn.Sequential(nn.Linear(4, 4)))], split_dim=-1
+        )
 
     def forward(self, x):
         return self.sequence(x)
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
-    "channels_last", [False, pytest.param(True, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("channels_last", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_graph_has_the_gradients_of_plain_autograd(form, channels_last):
     torch.manual_seed(0)
     net = Network(*(make() for make in FORMS[form])).double()
@@ -431,7 +431,9 @@ def test_a_captured_tensor_is_refused_in_one_graph_and_with_a_break():
 
 
 def test_a_sub_network_that_writes_into_its_input_is_refused():
-    net = Network(AdditiveCoupling(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1)))).double()
+    net = Network(
+        AdditiveCoupling(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1)))
+    ).double()
     with pytest.raises(Unsupported, match="in place"):
         torch.compile(net, fullgraph=True, backend="eager")(drawn())
     torch._dynamo.reset()
@@ -459,7 +461,9 @@ def test_a_sub_network_that_breaks_the_graph_runs_on_the_tape():
 def test_a_whole_step_compiled_with_backward_inside():
     """backward breaks the graph; the tape's own frames stay out of the compiler's hands."""
     torch.manual_seed(0)
-    net = Network(AdditiveCoupling(branch(4, nn.Dropout(0.5))), AdditiveCoupling(branch(4))).double()
+    net = Network(
+        AdditiveCoupling(branch(4, nn.Dropout(0.5))), AdditiveCoupling(branch(4))
+    ).double()
     expected = plain(net, drawn())
 
     @torch.compile(backend="aot_eager")
@@ -512,7 +516,9 @@ def test_compiled_sub_networks_of_other_shapes_and_widths_stay_compiled():
 
 def test_compiled_sub_networks_inside_a_compiled_network_stay_compiled():
     torch.manual_seed(0)
-    net = Network(AdditiveCoupling(branch(4, nn.Dropout(0.3))), AdditiveCoupling(branch(4))).double()
+    net = Network(
+        AdditiveCoupling(branch(4, nn.Dropout(0.3))), AdditiveCoupling(branch(4))
+    ).double()
     expected = plain(net, drawn())
     net.sequence.compile_sub_networks(backend="aot_eager")
     compiled = torch.compile(net, backend="aot_eager")
