@@ -383,7 +383,9 @@ def test_what_one_graph_cannot_do_is_refused_by_name(name):
     torch.manual_seed(0)
     net = Network(AdditiveCoupling(branch(4)), make()).double()
     compiled = torch.compile(net, fullgraph=True, backend="eager")
-    with pytest.raises(Unsupported, match=rf"{reason}.*compile_sub_networks"):
+    # Python's random is refused by the compiler itself, in its own words.
+    advice = "" if name == "python" else ".*compile_sub_networks"
+    with pytest.raises(Unsupported, match=reason + advice):
         compiled(drawn())
 
 
