@@ -97,10 +97,17 @@ def expect_equal(found, expected, tolerance=1e-10):
 
 
 def stored(net, x, **options):
-    """Bytes of activations that the compiled network keeps for its backward pass."""
+    """Bytes of activations that the compiled network keeps for its backward pass.
+
+    Beside them the compiler keeps weights in other layouts, and numbers for each channel.
+    """
     y = torch.compile(net, fullgraph=True, **options)(x.clone().requires_grad_())
     weights = {p.data_ptr() for p in net.parameters()}
-    storages = {t.data_ptr(): t.untyped_storage() for t in y.grad_fn.saved_tensors if t.dim() == 4}
+    storages = {
+        t.data_ptr(): t.untyped_storage()
+        for t in y.grad_fn.saved_tensors
+        if t.shape[2:] == x.shape[2:]
+    }
     return sum(s.nbytes() for at, s in storages.items() if at not in weights)
 
 
