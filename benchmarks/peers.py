@@ -46,6 +46,7 @@ class Adaptor:
         on_cpu: What to know about its figures on a machine without CUDA.
         other_format: It gets input and weights in the memory format that the others do not have,
             for plain code is not always fastest in the format that is best for reversible code.
+        compiles: Whether it needs a C++ compiler.
     """
 
     wrap: Callable[[Couplings], nn.Module]
@@ -53,6 +54,7 @@ class Adaptor:
     packages: tuple[str, ...] = ()
     on_cpu: str = ""
     other_format: bool = False
+    compiles: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def available(name: str) -> Availability:
     missing = [package for package in ADAPTORS[name].packages if find_spec(package) is None]
     if missing:
         return Availability(f"{', '.join(missing)} not installed; it comes with: make peers")
-    if name == "compiled" and not _compiler():
+    if ADAPTORS[name].compiles and not _compiler():
         return Availability("torch.compile finds no C++ compiler; install g++ or set CXX")
     return Availability()
 
@@ -170,6 +172,15 @@ def _revgrad(couplings: Couplings) -> nn.Module:
     return ReversibleSequence(AdditiveCoupling(f, g) for f, g in couplings)
 
 
+def _revgrad_compiled(couplings: Couplings) -> nn.Module:
+    layers = (AdditiveCoupling(f, g) for f, g in couplings)
+    return ReversibleSequence(layers).compile_sub_networks(dynamic=False)
+
+
+def _revgrad_one_graph(couplings: Couplings) -> nn.Module:
+    return cast(nn.Module, torch.compile(_revgrad(couplings), dynamic=False, fullgraph=True))
+
+
 def revgrad_exact(couplings: Couplings, fraction_bits: int = 20) -> nn.Module:
     """The adaptor "revgrad-exact", for streams with other fraction bits too."""
     layers = (AdditiveCoupling(f, g) for f, g in couplings)
@@ -218,6 +229,8 @@ def _revlib(couplings: Couplings) -> nn.Module:
     return sequence
 
 
+_COMPILED_ON_CPU = "the growth of its process includes what the compiler leaves behind"
+
 ADAPTORS: Mapping[str, Adaptor] = {
     "plain": Adaptor(_plain, "ordinary autograd, streams split once"),
     "revgrad": Adaptor(_revgrad, "ReversibleSequence of AdditiveCoupling"),
@@ -250,7 +263,20 @@ ADAPTORS: Mapping[str, Adaptor] = {
     "compiled": Adaptor(
         _compiled,
         "torch.compile of plain, for one shape at a time",
-        on_cpu="the growth of its process includes what the compiler leaves behind",
+        on_cpu=_COMPILED_ON_CPU,
+        compiles=True,
+    ),
+    "revgrad-compiled": Adaptor(
+        _revgrad_compiled,
+        "revgrad with each sub-network compiled, for one shape at a time",
+        on_cpu=_COMPILED_ON_CPU,
+        compiles=True,
+    ),
+    "revgrad-one-graph": Adaptor(
+        _revgrad_one_graph,
+        "torch.compile(fullgraph=True) of revgrad, for one shape at a time",
+        on_cpu=_COMPILED_ON_CPU,
+        compiles=True,
     ),
     "memcnn": Adaptor(_memcnn, "memcnn's wrapper around its AdditiveCoupling", ("memcnn",)),
     "iunets": Adaptor(

@@ -20,6 +20,8 @@ _OURS = {
     "revgrad-exact": "#3fa7d6",
     "revgrad-fused": "#08306b",
     "revgrad-exact-fused": "#9ecae1",
+    "revgrad-compiled": "#6a51a3",
+    "revgrad-one-graph": "#9e9ac8",
 }
 # One for each of the others, in the order of the table of adaptors.
 _OTHERS = (

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from revgrad.benchmarks.peers import ADAPTORS
 
 # Not in question: the one needs the CPU's memory as well, the other has to compile for each size.
-METHODS = tuple(name for name in ADAPTORS if name not in ("offload", "compiled"))
+METHODS = tuple(
+    name for name, adaptor in ADAPTORS.items() if name != "offload" and not adaptor.compiles
+)
 # What `revgrad.memory.estimate` can follow; other libraries free memory in ways of their own.
 ESTIMATED = ("plain", "checkpoint", "checkpoint-selective", "revgrad", "revgrad-exact")
 

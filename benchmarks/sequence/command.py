@@ -19,7 +19,7 @@ _QUICK = {
     "depths": (2, 4),
     "channels": 8,
     "repeats": 2,
-    "variants": tuple(name for name in ADAPTORS if name != "compiled"),
+    "variants": tuple(name for name in ADAPTORS if not ADAPTORS[name].compiles),
 }
 _SIZES = {2: 128, 3: 32}
 _QUICK_SIZE = 16

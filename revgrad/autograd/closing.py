@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from revgrad.autograd.layout import gradient_strides, laid_out
+from revgrad.autograd.outside import outside_of_compiler
 from revgrad.autograd.protocol import Gradients, State
 from revgrad.autograd.rewind import Rewind
 from revgrad.autograd.saved import StoredStreams, saved_tensors
@@ -64,6 +65,7 @@ class _Close(torch.autograd.Function):
         return *outputs, *aliases(taps)
 
     @staticmethod
+    @outside_of_compiler
     def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
         tape: Tape = ctx.tape
         saved = saved_tensors(ctx, f"the output of {tape.name}")
@@ -101,6 +103,7 @@ class _CloseFixed(torch.autograd.Function):
         return *opened(outputs, floats, factor), *opened(aliases(taps), True, factor), *state
 
     @staticmethod
+    @outside_of_compiler
     def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
         raise_pending()
         tape: Tape = ctx.tape

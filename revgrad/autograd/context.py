@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -40,8 +41,8 @@ def evaluating(evaluator: Evaluator | None) -> Iterator[None]:
 
 
 def current_evaluator() -> Evaluator | None:
-    """Who evaluates sub-networks now, or None."""
-    return _local.evaluator
+    """Who evaluates sub-networks now, or None; nobody does in code that is traced."""
+    return None if torch.compiler.is_dynamo_compiling() else _local.evaluator
 
 
 @contextmanager
@@ -61,6 +62,8 @@ def calling(layer: object, place: Any) -> Iterator[None]:
 
 def take_place(layer: object) -> Any:
     """The place that a sequence has for `layer`, which it is calling; None outside of one."""
+    if torch.compiler.is_dynamo_compiling():
+        return None
     if _local.pending is None or _local.pending[0] is not layer:
         return None
     _, place = _local.pending

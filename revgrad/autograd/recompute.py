@@ -64,9 +64,10 @@ class RandomState:
     them.
     """
 
-    __slots__ = ("cpu", "devices", "python")
+    __slots__ = ("after", "cpu", "devices", "python")
 
     def __init__(self, devices: Iterable[torch.device]) -> None:
+        self.after: int | None = None
         self.cpu: Tensor | None = torch.get_rng_state()
         self.python: Any = random.getstate()
         self.devices = {d: torch.get_device_module(d.type).get_rng_state(d) for d in devices}
@@ -81,8 +82,16 @@ class RandomState:
         same = [d for d, state in self.devices.items() if torch.equal(state, now.devices[d])]
         for d in same:
             del self.devices[d]
-        drawn = self.cpu is not None or self.python is not None or self.devices
-        return self if drawn else None
+        if self.cpu is None and self.python is None and not self.devices:
+            return None
+        self.after = self.digest(now)
+        return self
+
+    def digest(self, now: RandomState) -> int:
+        """A number for the states in `now` of the generators that are in this state."""
+        tensors = [now.cpu] * (self.cpu is not None) + [now.devices[d] for d in self.devices]
+        numbers = (bytes(t.cpu().numpy()) for t in tensors if t is not None)
+        return hash((*numbers, now.python if self.python is not None else None))
 
     def restore(self) -> None:
         """Make the generators continue from here."""
@@ -100,6 +109,13 @@ class RandomState:
         self.restore()
         try:
             yield
+            if self.after not in (None, self.digest(RandomState(self.devices))):
+                raise ReversibleError(
+                    "the repetition of a sub-network drew other random numbers than the forward "
+                    "pass, or more or fewer. If it is compiled: did it run uncompiled once "
+                    "(torch._dynamo.config.recompile_limit)? If it asks is_recomputing() or "
+                    "torch.is_grad_enabled(), it must draw alike either way"
+                )
         finally:
             present.restore()
 
@@ -194,7 +210,12 @@ class Buffers:
 
 
 def version(tensor: Tensor) -> int:
-    """The count of in-place changes of a tensor; 0 for inference tensors, which have none."""
+    """The count of in-place changes of a tensor; 0 for inference tensors, which have none.
+
+    Traced code has none either; `revgrad.autograd.scrutiny` finds the changes there.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return 0
     return 0 if tensor.is_inference() else tensor._version
 
 

@@ -102,6 +102,9 @@ class Record:
             else:  # the generic step back repeats the layer as a whole
                 self.whole = Evaluation(self.part.module, self.devices, self.inventory)
                 outputs = self.whole.first(self.part.forward, *streams, *args, **kwargs)
+                if self.whole.random is not None:
+                    # Repeated one by one, its sub-networks leave the generators as they were.
+                    self.whole.random.after = None
         found = check_streams(outputs, self.layer.num_outputs)
         if isinstance(streams[0], FixedPoint):
             check_fixed(found[: self.layer.num_outputs])

@@ -143,8 +143,11 @@ def cut(module: nn.Module, stream: Tensor) -> Cut | None:
 
 
 def _ends(module: nn.Module) -> Cut | None:
-    """The tail of a module and what runs before, if nothing of somebody else's runs around it."""
-    if has_hooks(module):
+    """The tail of a module and what runs before, if nothing of somebody else's runs around it.
+
+    What is compiled is not taken apart.
+    """
+    if has_hooks(module) or module._compiled_call_impl is not None:
         return None
     if type(module) is not nn.Sequential:
         return Cut((), module) if type(module) in _TAILS else None

@@ -19,6 +19,7 @@ from revgrad.autograd.context import calling
 from revgrad.autograd.inventory import has_hooks
 from revgrad.autograd.layout import alias, laid_out, memory_of
 from revgrad.autograd.observers import announce_stored, current_check
+from revgrad.autograd.outside import outside_of_compiler
 from revgrad.autograd.protocol import Gradients, Layer, Part, State
 from revgrad.autograd.recompute import lock_of, version
 from revgrad.autograd.record import Record, SideInputs, check_fixed
@@ -239,6 +240,7 @@ class _Step(torch.autograd.Function):
         return outputs
 
     @staticmethod
+    @outside_of_compiler
     def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
         node: _Node = ctx.node
         try:

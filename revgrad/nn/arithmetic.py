@@ -92,7 +92,7 @@ def warn_of_drift(streams: State, depth: int) -> None:
             "this depth, the rounding of computing back makes the gradients several times as "
             'wrong as half precision does. Use arithmetic="exact", or anchor_every=n',
             UserWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

@@ -156,6 +156,14 @@ class ReversibleLayer(nn.Module):
 
         return rounded
 
+    def sub_networks(self) -> list[nn.Module]:
+        """The modules that the layer evaluates through `run`: by default all inside it."""
+        return [
+            inner
+            for child in self.children()
+            for inner in (child if isinstance(child, nn.ModuleList) else [child])
+        ]
+
     def anchor(self, outputs: State) -> State:
         """The tensors to store where the tape shall start anew after this layer.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from revgrad.autograd.closing import close_plainly, opened, with_laid_out_gradie
 from revgrad.autograd.context import calling, evaluating, take_place
 from revgrad.autograd.inventory import known, may_misread_gradients
 from revgrad.autograd.layout import gradient_strides
+from revgrad.autograd.outside import outside_of_compiler
 from revgrad.autograd.protocol import State
 from revgrad.autograd.tape import Identities, expect_unchanged, identities
 from revgrad.autograd.tapes import Tapes
@@ -27,6 +28,7 @@ from revgrad.nn.arithmetic import (
     refuse_unknown,
     warn_of_drift,
 )
+from revgrad.nn.compile_module import compile_module
 from revgrad.nn.layer import ReversibleLayer
 from revgrad.nn.logdet import LOGDET, LogDeterminant
 from revgrad.nn.schedule import INVERT, RECOMPUTE, STORE, Schedule, Ways
@@ -141,6 +143,17 @@ class ReversibleSequence(nn.Module):
             output, the logarithm of the absolute value of the determinant of the Jacobian by
             sample (N,), a dictionary of the tapped values.
         """
+        if torch.compiler.is_dynamo_compiling():
+            from revgrad.nn.compiled import run_traced
+
+            return run_traced(self, x, args, kwargs, logdet)
+        return self._run(x, args, kwargs, logdet)
+
+    @outside_of_compiler
+    def _run(
+        self, x: Tensor | State, args: tuple[Any, ...], kwargs: dict[str, Any], logdet: bool
+    ) -> Any:
+        """As `forward`, untraced."""
         passage: _Passage | None = take_place(self)
         if passage is not None:
             return self._pass(passage, x, args, kwargs)
@@ -176,17 +189,46 @@ class ReversibleSequence(nn.Module):
             The input; with `logdet` a tuple of the input and the logarithm of the absolute value
             of the determinant of the inverse's Jacobian by sample, (N,).
         """
+        if torch.compiler.is_dynamo_compiling():
+            from revgrad.nn.compiled import run_traced_inverse
+
+            return run_traced_inverse(self, y, args, kwargs, logdet)
+        return self._invert(y, args, kwargs, logdet)
+
+    @outside_of_compiler
+    def _invert(
+        self, y: Tensor | State, args: tuple[Any, ...], kwargs: dict[str, Any], logdet: bool
+    ) -> Any:
+        """As `inverse`, untraced."""
         watch = new_watch(self.arithmetic, self.fraction_bits, self.check)
         with evaluating(None), watching(watch):
             state = self._open(y, watch, inverse=True)
             sums = LogDeterminant(state, _split_axis(y, self.split_dim)) if logdet else None
             for name, layer in reversed(list(self._named_layers())):
-                state = _inverted(layer, _where(layer, name), state, args, kwargs, watch, sums)
+                state = _inverted(layer, where_is(layer, name), state, args, kwargs, watch, sums)
             factor = None if watch is None else watch.finish(wait=not _are_floats(y))
         inputs = (torch.cat(state, self.split_dim),) if isinstance(y, Tensor) else state
         inputs = opened(inputs, _are_floats(y), factor)
         x = inputs[0] if isinstance(y, Tensor) else inputs
         return x if sums is None else (x, sums.closed(factor))
+
+    def compile_sub_networks(self, **options: Any) -> Self:
+        """Compile each sub-network by itself, in place.
+
+        The sequence runs them from its tape as before, so all that it can do stays: dropout, batch
+        norm, taps, exact arithmetic. Sub-networks that are alike share what is compiled: each kind
+        is compiled twice, for the forward pass and for the repetition.
+
+        Args:
+            **options: Those of `torch.compile`.
+
+        Returns:
+            The sequence.
+        """
+        modules = [m for _, layer in self._named_layers() for m in layer.sub_networks()]
+        for module in dict.fromkeys(modules):
+            compile_module(module, **options)
+        return self
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -207,7 +249,7 @@ class ReversibleSequence(nn.Module):
         if self.arithmetic == "float":
             return options
         options += f", fraction_bits={self.fraction_bits}, check={self.check!r}"
-        stored = [_where(la, name) for name, la in self._named_layers() if not la.is_exact]
+        stored = [where_is(la, name) for name, la in self._named_layers() if not la.is_exact]
         return options + (
             f"\ninput stored, as it has no exact form: {', '.join(stored)}" * bool(stored)
         )
@@ -251,7 +293,7 @@ class ReversibleSequence(nn.Module):
                 state = self._pass_inner(layer, passage.inside(i), state, args, kwargs)
                 continue
             assert isinstance(layer, ReversibleLayer)
-            where = _where(layer, f"{passage.prefix}{i}")
+            where = where_is(layer, f"{passage.prefix}{i}")
             if passage.watch is not None:
                 passage.watch.where = where
             try:
@@ -465,7 +507,8 @@ def _enough(state: State, count: int) -> State:
     return state[:count]
 
 
-def _where(layer: nn.Module, name: str) -> str:
+def where_is(layer: nn.Module, name: str) -> str:
+    """The name of a layer for messages."""
     return f"layer {name} ({type(layer).__name__})"
 
 

@@ -128,7 +128,15 @@ def _has_device(device: str) -> bool:
 
 def is_plain(t: Tensor, dtypes: tuple[torch.dtype, ...] = DTYPES) -> bool:
     """Whether a kernel takes the tensor's type and layout, and it is no unknown subclass."""
-    return t.dtype in dtypes and t.layout == torch.strided and type(t) in _PLAIN
+    # Code that is traced may not ask for the layout in a backward pass.
+    strided = torch.compiler.is_dynamo_compiling() or t.layout == torch.strided
+    return t.dtype in dtypes and strided and type(t) in _PLAIN
+
+
+@torch.compiler.assume_constant_result
+def in_transform() -> bool:
+    """Whether a transform of torch.func is at work."""
+    return torch._C._functorch.maybe_current_level() is not None
 
 
 def in_forward_mode() -> bool:

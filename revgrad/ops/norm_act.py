@@ -368,7 +368,7 @@ def _suited(dy: Tensor, x: Tensor) -> Tensor:
 
 def _recorded(*tensors: Tensor | None) -> bool:
     """Whether autograd or a transform of torch.func looks on."""
-    if torch._C._functorch.maybe_current_level() is not None:
+    if kernels.in_transform():
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 

@@ -26,14 +26,23 @@ def full_precision(device: torch.device) -> Iterator[None]:
     rounding makes what is computed back drift.
 
     The settings are the process's. They are touched only where they are coarse, and put back when
-    the last thread leaves.
+    the last thread leaves. Code that is traced can't touch them, so `coarse_products` asks first.
     """
+    if torch.compiler.is_dynamo_compiling():
+        with without_autocast(device):
+            yield
+        return
     _enter()
     try:
         with without_autocast(device):
             yield
     finally:
         _leave()
+
+
+def coarse_products() -> bool:
+    """Whether the program lets factors of matrix products be rounded."""
+    return any(s.fp32_precision not in _FULL for s in _settings())
 
 
 def _settings() -> list[Any]:

@@ -244,7 +244,12 @@ def test_default_settings(monkeypatch):
     settings = settings_of(parsed("--memory", "12GB"))
     assert settings.device == "cpu" and settings.budget == 12 * 10**9
     assert settings.methods == METHODS
-    assert set(ADAPTORS) - set(METHODS) == {"offload", "compiled"}
+    assert set(ADAPTORS) - set(METHODS) == {
+        "offload",
+        "compiled",
+        "revgrad-compiled",
+        "revgrad-one-graph",
+    }
     assert [q.shape(1) for q in settings.questions] == [(1, 1, 256, 256), (1, 1, 16, 16, 16)]
     with pytest.raises(SystemExit, match="--device cpu estimates"):
         main(parsed("--memory", "12GB", "--device", "cuda"))

@@ -10,7 +10,7 @@ from torch import nn
 from revgrad.benchmarks import peers
 from revgrad.benchmarks.peers import ADAPTORS, available
 
-SLOW = {"compiled"}
+SLOW = {name for name in ADAPTORS if ADAPTORS[name].compiles}
 ROUNDS = {
     "revgrad-exact",
     "revgrad-exact-fused",
