@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from revgrad.ops import expm_skew, norm_act, norm_act_update_, orthogonal_down, orthogonal_up
+from revgrad.ops import (
+    expm_skew,
+    norm_act,
+    norm_act_update,
+    norm_act_update_,
+    orthogonal_down,
+    orthogonal_up,
+)
 from revgrad.ops.norm_act import ACTIVATIONS, Settings
 
 Run = Callable[[], object]
@@ -133,6 +140,17 @@ def _updates(
         name = "a stream" if bits is None else "an int32 stream"
         rivals = {"GroupNorm(C, C)": eager} if bits is None else {}
         yield Case(f"norm + leaky ReLU, added to {name}", what, "clone", x.clone, ours, rivals)
+
+        def apart(stream: Tensor = stream, bits: int | None = bits) -> object:
+            return norm_act_update(stream, x, w, b, None, None, chosen, fraction_bits=bits)
+
+        def copied(stream: Tensor = stream, bits: int | None = bits) -> object:
+            result = stream.clone()
+            return norm_act_update_(result, x, w, b, None, None, chosen, fraction_bits=bits)
+
+        rivals = {"clone, then added": copied}
+        name = f"norm + leaky ReLU, and {name}, in new memory"
+        yield Case(name, what, "clone", x.clone, apart, rivals)
 
 
 def _resampling(
