@@ -183,7 +183,8 @@ Output added(const Tensor& stream, void* sum, const Tensor& x, int64_t sign,
   check_same_layout(x, stream, "the stream");
   STD_TORCH_CHECK(sign == 1 || sign == -1, "revgrad: sign must be 1 or -1");
   return {stream.const_data_ptr(), sum, stream_type(stream, x), static_cast<int>(sign),
-          std::ldexp(1.0, static_cast<int>(fraction_bits)), false};
+          std::ldexp(1.0, static_cast<int>(fraction_bits)),
+          x.numel() * bytes_of(x) > kPastCache};
 }
 
 std::tuple<Tensor, Tensor> norm_act_update_(Tensor stream, const Tensor& x, MaybeTensor weight,

@@ -226,8 +226,8 @@ void column_sums(const Gradient& g, int64_t begin, int64_t rows, int64_t channel
     };
     for (int64_t start = 0; start < count; start += kFlush * lanes) {
       const int64_t left = count - start, some = left < kFlush * lanes ? left : kFlush * lanes;
-      each_block<kRowsAtOnce<kind()>, kStep<typename Source<T, wide>::N>>(begin + start, some,
-                                                                          lanes, block);
+      each_block<kRowsAtOnce<kind()>, kStep<typename Source<T, wide>::N>>(
+          begin + start, some, lanes, g.past_cache, block);
       all.flush();
     }
   });
@@ -257,7 +257,7 @@ void apply(const Gradient& g, int64_t begin, int64_t count, int64_t lanes, const
     };
     constexpr int kSteps = kStep<typename Source<T, wide>::N>;
     if (lanes > 0)
-      each_block<kRowsAtOnce<kind()>, kSteps>(begin, count, lanes, block);
+      each_block<kRowsAtOnce<kind()>, kSteps>(begin, count, lanes, g.past_cache, block);
     else
       each_tile<kSteps>(begin, count, tile);
   });

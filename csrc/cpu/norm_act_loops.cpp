@@ -93,7 +93,7 @@ struct Columns {
     const auto block = [&](auto count, auto step, int64_t at, int64_t lane, int64_t some) {
       add_block<count(), step()>(rows_to_read<N>(x + at, count(), some, lanes, tile), lane, some);
     };
-    each_block<rows, kStep<N>>(0, rows > 1 ? rows * lanes : width, lanes, block);
+    each_block<rows, kStep<N>>(0, rows > 1 ? rows * lanes : width, lanes, false, block);
   }
 
   template <int rows, int step, class N>
@@ -165,12 +165,12 @@ void fold(Columns<A>& all, int64_t channels, int64_t rows, int64_t count, int64_
 template <class T>
 void columns(const T* x, int64_t rows, int64_t channels, double* scratch, Moments* out) {
   constexpr int64_t kFlush = 64;  // rows summed in the accumulator's type
-  constexpr int kRows = 8;
+  constexpr int kRows = sizeof(T) == 2 ? 8 : 4;
   alignas(64) Acc<T> tile[std::is_same_v<Loop<T>, T> ? 1 : kTile];
   const int64_t together = pixels_at_a_time(channels, rows, kColumnLanes);
   Columns<Acc<T>> all(together * channels, scratch);
   const int64_t full = rows / together, rest = rows % together * channels;
-  all.set_pivot(x, full < 4 ? full : 4);
+  all.set_pivot(x, full < 8 ? full : 8);
   for (int64_t r = 0; r < full;) {
     const int64_t stop = r + kFlush < full ? r + kFlush : full;
     for (; r + kRows <= stop; r += kRows)
@@ -320,7 +320,7 @@ void apply(Shape act, const T* x, int64_t begin, int64_t count, int64_t lanes,
       results.finish(at, 1, some, some);
     };
     if (lanes > 0)
-      each_block<kRowsAtOnce<kind()>, kStep<N>>(begin, count, lanes, block);
+      each_block<kRowsAtOnce<kind()>, kStep<N>>(begin, count, lanes, out.past_cache, block);
     else
       each_tile<kStep<N>>(begin, count, tile);
   });

@@ -16,7 +16,7 @@ constexpr int64_t kRun = 16384;  // numbers at most that `run` takes
 // Pixels whose channels lie side by side are treated as one row where there are few channels, so
 // that loops are long: lanes = pixels at a time * channels, with coefficients for each lane.
 constexpr int64_t kLanes = 128;
-constexpr int64_t kColumnLanes = 128;  // of statistics, whose loop takes several rows at a time
+constexpr int64_t kColumnLanes = 64;  // of statistics, whose loop takes several rows at a time
 RG_FN int64_t pixels_at_a_time(int64_t channels, int64_t pixels, int64_t lanes = kLanes) {
   const int64_t wanted = channels < lanes ? lanes / channels : 1;
   return wanted < pixels ? wanted : pixels;

@@ -123,9 +123,10 @@ RG_FN void each_tile(int64_t begin, int64_t count, F f) {
 }
 
 // Calls f(rows, step, at, lane, width) for blocks of [begin, begin + count), an image of rows of
-// `lanes` numbers. The number of rows, `several` or 1, and the step are constants.
+// `lanes` numbers. The number of rows, `several` or 1, and the step are constants. What comes from
+// memory is wanted `in_order`, one row after the other, or the processor fetches too little ahead.
 template <int several, int step, class F>
-RG_FN void each_block(int64_t begin, int64_t count, int64_t lanes, F f) {
+RG_FN void each_block(int64_t begin, int64_t count, int64_t lanes, bool in_order, F f) {
   const auto blocks = [&](auto rows, int64_t start, int64_t length) {
     for (int64_t lane = 0; lane < length; lane += kTileWidth) {
       const int64_t at = begin + start + lane;
@@ -138,7 +139,7 @@ RG_FN void each_block(int64_t begin, int64_t count, int64_t lanes, F f) {
     }
   };
   int64_t start = 0;
-  for (; start + several * lanes <= count; start += several * lanes)
+  for (; !in_order && start + several * lanes <= count; start += several * lanes)
     blocks(std::integral_constant<int, several>(), start, lanes);
   for (; start < count; start += lanes)
     blocks(std::integral_constant<int, 1>(), start, count - start < lanes ? count - start : lanes);
