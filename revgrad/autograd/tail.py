@@ -108,9 +108,7 @@ class Cut:
             if not isinstance(stream, FixedPoint):
                 return self.tail.updated(stream, h, sign=1, fraction_bits=None)[0]
             bits = stream.grid.fraction_bits
-            integers, statistics = self.tail.updated(
-                stream.integers, h, sign=1, fraction_bits=bits
-            )
+            integers, statistics = self.tail.updated(stream.integers, h, sign=1, fraction_bits=bits)
             watch = current_watch()
             bound = None
             if watch is not None:
