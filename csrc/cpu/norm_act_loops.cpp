@@ -305,6 +305,7 @@ void apply(Shape act, const T* x, int64_t begin, int64_t count, int64_t lanes,
   using A = Acc<T>;
   using N = Loop<T>;
   const A slope = static_cast<A>(act.slope);
+  const bool in_order = out.past_cache && sizeof(T) > 2;  // halves are bound by arithmetic
   Results<T> results(out);
   with_activation(act.kind, [&](auto kind) {
     const auto block = [&](auto rows, auto step, int64_t at, int64_t lane, int64_t width) {
@@ -320,7 +321,7 @@ void apply(Shape act, const T* x, int64_t begin, int64_t count, int64_t lanes,
       results.finish(at, 1, some, some);
     };
     if (lanes > 0)
-      each_block<kRowsAtOnce<kind()>, kStep<N>>(begin, count, lanes, out.past_cache, block);
+      each_block<kRowsAtOnce<kind()>, kStep<N>>(begin, count, lanes, in_order, block);
     else
       each_tile<kStep<N>>(begin, count, tile);
   });

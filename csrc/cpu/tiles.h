@@ -131,11 +131,12 @@ RG_FN void each_block(int64_t begin, int64_t count, int64_t lanes, bool in_order
     for (int64_t lane = 0; lane < length; lane += kTileWidth) {
       const int64_t at = begin + start + lane;
       const int64_t width = length - lane < kTileWidth ? length - lane : kTileWidth;
-      const int64_t even = width / step * step;
+      // In steps of two, coefficients would be sorted anew for every row.
+      const int64_t even = in_order && step > 1 ? 0 : width / step * step;
       if (even > 0) f(rows, std::integral_constant<int, step>(), at, lane, even);
       const std::integral_constant<int, 1> one;
       for (int64_t r = 0; even < width && r < rows(); ++r)
-        f(one, one, at + r * lanes + even, lane + even, int64_t{1});
+        f(one, one, at + r * lanes + even, lane + even, width - even);
     }
   };
   int64_t start = 0;
