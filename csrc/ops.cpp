@@ -24,6 +24,10 @@ STABLE_TORCH_LIBRARY(revgrad, m) {
       " Tensor? rstd, int groups, bool over_batch, float eps, int activation, float slope,"
       " int sign, int fraction_bits) -> (Tensor, Tensor)");
   m.def(
+      "norm_act_update(Tensor stream, Tensor x, Tensor? weight, Tensor? bias, Tensor? mean,"
+      " Tensor? rstd, int groups, bool over_batch, float eps, int activation, float slope,"
+      " int sign, int fraction_bits) -> (Tensor, Tensor, Tensor)");
+  m.def(
       "norm_act_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? weight,"
       " Tensor? bias, int groups, bool over_batch, bool constant_stats, int activation,"
       " float slope) -> (Tensor, Tensor, Tensor)");

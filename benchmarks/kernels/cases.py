@@ -14,6 +14,7 @@ from revgrad.fixed_point.rotation import Lifting
 from revgrad.ops import (
     expm_skew,
     norm_act,
+    norm_act_update,
     norm_act_update_,
     orthogonal_down,
     orthogonal_down_exact,
@@ -146,6 +147,17 @@ def _updates(
         name = "a stream" if bits is None else "an int32 stream"
         rivals = {"GroupNorm(C, C)": eager} if bits is None else {}
         yield Case(f"norm + leaky ReLU, added to {name}", what, "clone", x.clone, ours, rivals)
+
+        def apart(stream: Tensor = stream, bits: int | None = bits) -> object:
+            return norm_act_update(stream, x, w, b, None, None, chosen, fraction_bits=bits)
+
+        def copied(stream: Tensor = stream, bits: int | None = bits) -> object:
+            result = stream.clone()
+            return norm_act_update_(result, x, w, b, None, None, chosen, fraction_bits=bits)
+
+        rivals = {"clone, then added": copied}
+        name = f"norm + leaky ReLU, and {name}, in new memory"
+        yield Case(name, what, "clone", x.clone, apart, rivals)
 
 
 def _resampling(

@@ -161,7 +161,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_act(const Tensor& x, MaybeTensor weight,
                                             bool over_batch, double eps, int64_t activation,
                                             double slope) {
   Tensor y = torch::stable::empty_like(x);
-  const Output out{y.mutable_data_ptr(), StreamType::none, 1, 0,
+  const Output out{nullptr, y.mutable_data_ptr(), StreamType::none, 1, 0,
                    x.numel() * bytes_of(x) > kPastCache};
   const auto [m, r] = normalise(
       {x, weight, bias, mean, rstd, groups, over_batch, eps, activation, slope}, out);
@@ -178,23 +178,41 @@ StreamType stream_type(const Tensor& stream, const Tensor& x) {
   return StreamType::f64;
 }
 
-std::tuple<Tensor, Tensor> norm_act_update(Tensor stream, const Tensor& x, MaybeTensor weight,
-                                           MaybeTensor bias, MaybeTensor mean, MaybeTensor rstd,
-                                           int64_t groups, bool over_batch, double eps,
-                                           int64_t activation, double slope, int64_t sign,
-                                           int64_t fraction_bits) {
+Output added(const Tensor& stream, void* sum, const Tensor& x, int64_t sign,
+             int64_t fraction_bits) {
   check_same_layout(x, stream, "the stream");
   STD_TORCH_CHECK(sign == 1 || sign == -1, "revgrad: sign must be 1 or -1");
-  const Output out{stream.mutable_data_ptr(), stream_type(stream, x), static_cast<int>(sign),
-                   std::ldexp(1.0, static_cast<int>(fraction_bits)), false};
+  return {stream.const_data_ptr(), sum, stream_type(stream, x), static_cast<int>(sign),
+          std::ldexp(1.0, static_cast<int>(fraction_bits)),
+          x.numel() * bytes_of(x) > kPastCache};
+}
+
+std::tuple<Tensor, Tensor> norm_act_update_(Tensor stream, const Tensor& x, MaybeTensor weight,
+                                            MaybeTensor bias, MaybeTensor mean, MaybeTensor rstd,
+                                            int64_t groups, bool over_batch, double eps,
+                                            int64_t activation, double slope, int64_t sign,
+                                            int64_t fraction_bits) {
+  const Output out = added(stream, stream.mutable_data_ptr(), x, sign, fraction_bits);
   return normalise({x, weight, bias, mean, rstd, groups, over_batch, eps, activation, slope}, out);
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_act_update(
+    const Tensor& stream, const Tensor& x, MaybeTensor weight, MaybeTensor bias, MaybeTensor mean,
+    MaybeTensor rstd, int64_t groups, bool over_batch, double eps, int64_t activation,
+    double slope, int64_t sign, int64_t fraction_bits) {
+  Tensor sum = torch::stable::empty_like(stream);
+  const Output out = added(stream, sum.mutable_data_ptr(), x, sign, fraction_bits);
+  const auto [m, r] = normalise(
+      {x, weight, bias, mean, rstd, groups, over_batch, eps, activation, slope}, out);
+  return {sum, m, r};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(revgrad, CPU, m) {
   m.impl("norm_act", TORCH_BOX(&norm_act));
-  m.impl("norm_act_update_", TORCH_BOX(&norm_act_update));
+  m.impl("norm_act_update_", TORCH_BOX(&norm_act_update_));
+  m.impl("norm_act_update", TORCH_BOX(&norm_act_update));
 }
 
 }  // namespace revgrad

@@ -24,7 +24,7 @@ struct Workspace {
 
   explicit Workspace(const Plan& plan)
       : affine(plan), gain(affine.size()), offset(affine.size()), drift(affine.size()),
-        scratch(2 * affine.size()) {}
+        scratch(kSumScratch * affine.size()) {}
   BackwardCoefficients pointers() const { return {gain.data(), offset.data(), drift.data()}; }
 };
 
@@ -84,17 +84,28 @@ struct Backward {
     }
   }
 
-  void apply(int64_t unit, int64_t piece, Workspace<A>& w) const {
-    const Stretch s = plan.piece(unit, piece);
-    w.affine.set(plan, unit, piece, mean, rstd, weight, bias);
+  void set_slopes(int64_t unit, int64_t piece, Workspace<A>& w) const {
+    if (last() && w.unit == unit) return;
+    w.unit = unit;
     const int64_t first = slot(unit, last() ? 0 : piece / plan.pieces_of_plane);
-    for (int64_t l = 0; l < w.affine.size() && !(last() && w.unit == unit); ++l) {
-      const int64_t at = last() ? first + l % plan.norm.channels : first, k = statistic(at);
+    const int64_t period = slots_of_piece();
+    for (int64_t l = 0; l < period; ++l) {
+      const int64_t at = first + l, k = statistic(at);
       w.gain[l] = static_cast<A>(weight_of(at)) * rstd[k];
       w.offset[l] = static_cast<A>(means[2 * k]);
       w.drift[l] = static_cast<A>(means[2 * k + 1]);
     }
-    w.unit = unit;
+    for (int64_t l = period; l < w.affine.size(); ++l) {
+      w.gain[l] = w.gain[l - period];
+      w.offset[l] = w.offset[l - period];
+      w.drift[l] = w.drift[l - period];
+    }
+  }
+
+  void apply(int64_t unit, int64_t piece, Workspace<A>& w) const {
+    const Stretch s = plan.piece(unit, piece);
+    w.affine.set(plan, unit, piece, mean, rstd, weight, bias);
+    set_slopes(unit, piece, w);
     loops().apply(gradient, s.begin, s.count, plan.lanes, w.affine.pointers(), w.pointers(), dx);
   }
 

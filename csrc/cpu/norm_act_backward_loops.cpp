@@ -7,50 +7,55 @@ namespace revgrad {
 inline namespace REVGRAD_ISA {
 namespace {
 
-// dy and x as numbers of one type, N: their own, or the accumulator's if dy has that.
+// dy and x as numbers of one type, N, and where dx goes.
 template <class T, bool wide>
-struct Source {
+class Source {
+ public:
   using A = Acc<T>;
-  using N = std::conditional_t<wide, A, T>;
-  static constexpr bool kWidens = !std::is_same_v<N, T>;
-
-  const N* dy;
-  const T* from;
-  T* to;  // dx
-  bool direct;
-  alignas(64) A tile[kWidens ? kTile : 1];
-  alignas(64) N result[kTile];
-  alignas(64) T narrowed[kWidens ? kTile : 1];
+  using D = std::conditional_t<wide, A, T>;        // dy's own type
+  using N = std::conditional_t<wide, A, Loop<T>>;  // the loops'
+  static constexpr bool kSame = std::is_same_v<N, T>;
 
   explicit Source(const Gradient& g, void* dx = nullptr)
-      : dy(static_cast<const N*>(g.dy)), from(static_cast<const T*>(g.x)),
-        to(static_cast<T*>(dx)), direct(!g.past_cache) {}
+      : dy_(static_cast<const D*>(g.dy)), x_(static_cast<const T*>(g.x)),
+        dx_(static_cast<T*>(dx)), direct_(!g.past_cache) {}
   ~Source() {
-    if (!direct) flush_past_cache();
+    if (!direct_) flush_past_cache();
   }
 
-  const N* x(int64_t at, int64_t count) {
-    if constexpr (kWidens) {
-      widen(from + at, tile, count);
-      return tile;
-    } else {
-      (void)count;
-      return from + at;
+  Block<const N> dy(int64_t at, int64_t rows, int64_t width, int64_t pitch) {
+    return rows_to_read<N>(dy_ + at, rows, width, pitch, dy_tile_);
+  }
+  Block<const N> x(int64_t at, int64_t rows, int64_t width, int64_t pitch) {
+    return rows_to_read<N>(x_ + at, rows, width, pitch, x_tile_);
+  }
+  Block<N> place(int64_t at, int64_t width, int64_t pitch) {
+    if constexpr (kSame)
+      if (direct_) return {dx_ + at, pitch};
+    return {result_, width};
+  }
+  __attribute__((noinline)) void finish(int64_t at, int64_t rows, int64_t width, int64_t pitch) {
+    if (direct_ && kSame) return;
+    for (int64_t r = 0; r < rows; ++r, at += pitch) {
+      const N* from = result_ + r * width;
+      if constexpr (kSame) {
+        copy_past_cache(from, dx_ + at, width);
+      } else {
+        narrow(from, direct_ ? dx_ + at : narrowed_, width);
+        if (!direct_) copy_past_cache(narrowed_, dx_ + at, width);
+      }
     }
   }
-  N* dx(int64_t at) {
-    if constexpr (!kWidens)
-      if (direct) return to + at;
-    return result;
-  }
-  void store(int64_t at, int64_t count) {
-    if constexpr (kWidens) {
-      narrow(result, direct ? to + at : narrowed, count);
-      if (!direct) copy_past_cache(narrowed, to + at, count);
-    } else if (!direct) {
-      copy_past_cache(result, to + at, count);
-    }
-  }
+
+ private:
+  const D* dy_;
+  const T* x_;
+  T* dx_;
+  bool direct_;
+  alignas(64) A dy_tile_[std::is_same_v<N, D> ? 1 : kTile];
+  alignas(64) A x_tile_[kSame ? 1 : kTile];
+  alignas(64) N result_[kTile];
+  alignas(64) T narrowed_[kSame ? 1 : kTile];
 };
 
 template <Activation kind, class A>
@@ -58,86 +63,147 @@ RG_FN A gradient(A dy, A x, const Affine<A>& a, A slope) {
   return dy * activation_slope<kind>(normalised(x, a), slope);
 }
 
-template <Activation kind, class N>
-void sum_channel(const N* dy, const N* x, int64_t count, const Affine<Acc<N>> a, Acc<N> slope,
-                 double* sums) {
-  using A = Acc<N>;
-  A first = 0, second = 0;
-#pragma omp simd reduction(+ : first, second)
-  for (int64_t i = 0; i < count; ++i) {
-    const A value = static_cast<A>(x[i]);
-    const A g = gradient<kind>(static_cast<A>(dy[i]), value, a, slope);
-    first += g;
-    second += g * (value - a.mean);
+// Two streams, because one addition waits for the last.
+template <Activation kind, int step, class N, class A>
+__attribute__((noinline)) void sum_channel(const N* dy, const N* x, int64_t count,
+                                           const Affine<A> a, A slope, double* sums) {
+  const int64_t half = count / (2 * step);
+  A s0 = 0, s1 = 0, s2 = 0, s3 = 0, m0 = 0, m1 = 0, m2 = 0, m3 = 0;
+  const auto add = [&](A dy, A x, A& sum, A& moment) {
+    const A g = gradient<kind>(dy, x, a, slope);
+    sum += g;
+    moment += g * (x - a.mean);
+  };
+#pragma omp simd reduction(+ : s0, s1, s2, s3, m0, m1, m2, m3)
+  for (int64_t i = 0; i < half; ++i) {
+    const Two<A> d = get_step<step>(dy, i), v = get_step<step>(x, i);
+    const Two<A> e = get_step<step>(dy, half + i), w = get_step<step>(x, half + i);
+    add(d.first, v.first, s0, m0);
+    add(e.first, w.first, s1, m1);
+    if constexpr (step == 2) {
+      add(d.second, v.second, s2, m2);
+      add(e.second, w.second, s3, m3);
+    }
   }
-  sums[0] += static_cast<double>(first);
-  sums[1] += static_cast<double>(second);
+  for (int64_t i = 2 * step * half; i < count; ++i)
+    add(static_cast<A>(dy[i]), static_cast<A>(x[i]), s0, m0);
+  sums[0] += static_cast<double>(s0) + s1 + s2 + s3;
+  sums[1] += static_cast<double>(m0) + m1 + m2 + m3;
 }
 
-template <Activation kind, class N, class A>
-void sum_lanes(const N* dy, const N* x, int64_t count, const A* mean, const A* scale,
-               const A* bias, A slope, A* first, A* second) {
+// Adds to the sums of every lane.
+template <Activation kind, int rows, int step, class N, class A>
+__attribute__((noinline)) void sum_lanes(Block<const N> dy, Block<const N> x, int64_t width,
+                                         Lanes<A> lanes, A slope, A* first, A* second) {
 #pragma omp simd
-  for (int64_t i = 0; i < count; ++i) {
-    const Affine<A> a{mean[i], scale[i], bias[i]};
-    const A value = static_cast<A>(x[i]);
-    const A g = gradient<kind>(static_cast<A>(dy[i]), value, a, slope);
-    first[i] += g;
-    second[i] += g * (value - a.mean);
+  for (int64_t l = 0; l < width / step; ++l) {
+    const int64_t i = l * step, j = i + step - 1;
+    const A mean = lanes.mean[i], scale = lanes.scale[i], bias = lanes.bias[i];
+    const A mean2 = lanes.mean[j], scale2 = lanes.scale[j], bias2 = lanes.bias[j];
+    A sum = first[i], sum2 = first[j], moment = second[i], moment2 = second[j];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+      const Two<A> v = get_step<step>(x.row(r), l), d = get_step<step>(dy.row(r), l);
+      const A g = gradient<kind>(d.first, v.first, Affine<A>{mean, scale, bias}, slope);
+      const A g2 = gradient<kind>(d.second, v.second, Affine<A>{mean2, scale2, bias2}, slope);
+      sum += g, sum2 += g2;
+      moment += g * (v.first - mean), moment2 += g2 * (v.second - mean2);
+    }
+    first[j] = sum2, second[j] = moment2;
+    first[i] = sum, second[i] = moment;
   }
 }
 
-template <Activation kind, class N, class A>
-void dx_channel(const N* dy, const N* x, N* dx, int64_t count, const Affine<A> a, A slope, A gain,
-                A offset, A drift) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) {
-    const A value = static_cast<A>(x[i]);
-    const A g = gradient<kind>(static_cast<A>(dy[i]), value, a, slope);
-    put(gain * g - multiply_add(value - a.mean, drift, offset), dx[i]);
-  }
-}
-
-template <Activation kind, class N, class A>
-void dx_lanes(const N* dy, const N* x, N* dx, int64_t count, const A* mean, const A* scale,
-              const A* bias, A slope, const A* gain, const A* offset, const A* drift) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) {
-    const Affine<A> a{mean[i], scale[i], bias[i]};
-    const A value = static_cast<A>(x[i]);
-    const A g = gradient<kind>(static_cast<A>(dy[i]), value, a, slope);
-    put(gain[i] * g - multiply_add(value - a.mean, drift[i], offset[i]), dx[i]);
-  }
-}
-
-// Calls f(at, lane, count) for tiles of [begin, begin + count), rows of lanes if there are any.
-template <class F>
-RG_FN void each_tile(int64_t begin, int64_t count, int64_t lanes, F f) {
-  const int64_t row = lanes > 0 ? lanes : count;
-  for (int64_t start = 0; start < count; start += row) {
-    const int64_t length = count - start < row ? count - start : row;
-    for (int64_t lane = 0; lane < length; lane += kTile)
-      f(begin + start + lane, lane, length - lane < kTile ? length - lane : kTile);
-  }
-}
-
+// The lanes' gain, offset and drift, or those of a channel.
 template <class A>
-struct Lanes {
-  const A *mean, *scale, *bias;
-  explicit Lanes(const Coefficients& c)
-      : mean(static_cast<const A*>(c.mean)), scale(static_cast<const A*>(c.scale)),
-        bias(static_cast<const A*>(c.bias)) {}
-  Affine<A> first() const { return {*mean, *scale, *bias}; }
+struct Slopes {
+  const A *gain, *offset, *drift;
+
+  Slopes(const BackwardCoefficients& b, int64_t lane)
+      : gain(static_cast<const A*>(b.gain) + lane), offset(static_cast<const A*>(b.offset) + lane),
+        drift(static_cast<const A*>(b.drift) + lane) {}
+};
+
+template <Activation kind, int step, class N, class A>
+__attribute__((noinline)) void dx_channel(const N* dy, const N* x, N* dx, int64_t count,
+                                          const Affine<A> a, const Slopes<A> s, A slope) {
+  const A gain = *s.gain, offset = *s.offset, drift = *s.drift;
+#pragma omp simd
+  for (int64_t i = 0; i < count / step; ++i) {
+    const Two<A> v = get_step<step>(x, i), d = get_step<step>(dy, i);
+    const A g = gradient<kind>(d.first, v.first, a, slope);
+    const A g2 = gradient<kind>(d.second, v.second, a, slope);
+    put_step<step>(gain * g - multiply_add(v.first - a.mean, drift, offset),
+                   gain * g2 - multiply_add(v.second - a.mean, drift, offset), dx, i);
+  }
+}
+
+template <Activation kind, int rows, int step, class N, class A>
+__attribute__((noinline)) void dx_lanes(Block<const N> dy, Block<const N> x, Block<N> dx,
+                                        int64_t width, Lanes<A> lanes, Slopes<A> s, A slope) {
+#pragma omp simd
+  for (int64_t l = 0; l < width / step; ++l) {
+    const int64_t i = l * step, j = i + step - 1;
+    const A mean = lanes.mean[i], scale = lanes.scale[i], bias = lanes.bias[i];
+    const A mean2 = lanes.mean[j], scale2 = lanes.scale[j], bias2 = lanes.bias[j];
+    const A gain = s.gain[i], offset = s.offset[i], drift = s.drift[i];
+    const A gain2 = s.gain[j], offset2 = s.offset[j], drift2 = s.drift[j];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+      const Two<A> v = get_step<step>(x.row(r), l), d = get_step<step>(dy.row(r), l);
+      const A g = gradient<kind>(d.first, v.first, Affine<A>{mean, scale, bias}, slope);
+      const A g2 = gradient<kind>(d.second, v.second, Affine<A>{mean2, scale2, bias2}, slope);
+      put_step<step>(gain * g - multiply_add(v.first - mean, drift, offset),
+                     gain2 * g2 - multiply_add(v.second - mean2, drift2, offset2), dx.row(r), l);
+    }
+  }
+}
+
+// Sums of every lane: in the accumulator's type for a few rows, then in double.
+template <class A>
+struct LaneSums {
+  int64_t lanes;
+  double *total, *total_moment;
+  A *first, *second;
+
+  LaneSums(int64_t lanes, double* scratch) : lanes(lanes) {
+    for (int64_t i = 0; i < kSumScratch * lanes; ++i) scratch[i] = 0;
+    total = scratch;
+    total_moment = scratch + lanes;
+    first = reinterpret_cast<A*>(scratch + 2 * lanes);
+    second = reinterpret_cast<A*>(scratch + 3 * lanes);
+  }
+
+  void flush() {
+    double *t = total, *m = total_moment;
+    A *f = first, *s = second;
+#pragma omp simd
+    for (int64_t l = 0; l < lanes; ++l) {
+      t[l] += static_cast<double>(f[l]);
+      m[l] += static_cast<double>(s[l]);
+      f[l] = 0;
+      s[l] = 0;
+    }
+  }
+
+  void add_to(double* sums, int64_t channels) const {
+    for (int64_t begin = 0; begin < lanes; begin += channels)
+      for (int64_t k = 0; k < channels; ++k) {
+        sums[2 * k] += total[begin + k];
+        sums[2 * k + 1] += total_moment[begin + k];
+      }
+  }
 };
 
 template <class T, bool wide>
 void sums(const Gradient& g, int64_t begin, int64_t count, const Coefficients& c, double* sums) {
+  using A = Acc<T>;
   Source<T, wide> source(g);
-  const Affine<Acc<T>> a = Lanes<Acc<T>>(c).first();
-  const Acc<T> slope = static_cast<Acc<T>>(g.act.slope);
   with_activation(g.act.kind, [&](auto kind) {
-    each_tile(begin, count, 0, [&](int64_t at, int64_t, int64_t some) {
-      sum_channel<kind()>(source.dy + at, source.x(at, some), some, a, slope, sums);
+    each_tile<1>(begin, count, [&](int64_t at, int64_t some, auto) {
+      sum_channel<kind(), kStep<typename Source<T, wide>::N>>(
+          source.dy(at, 1, some, some).begin, source.x(at, 1, some, some).begin, some,
+          Lanes<A>(c, 0).first(), static_cast<A>(g.act.slope), sums);
     });
   });
 }
@@ -147,28 +213,25 @@ void column_sums(const Gradient& g, int64_t begin, int64_t rows, int64_t channel
                  const Coefficients& c, double* scratch, double* sums) {
   using A = Acc<T>;
   constexpr int64_t kFlush = 32;  // rows of lanes summed in the accumulator's type
-  const int64_t lanes = pixels_at_a_time(channels, rows) * channels;
-  A *first = reinterpret_cast<A*>(scratch), *second = first + lanes;
+  const int64_t lanes = pixels_at_a_time(channels, rows) * channels, count = rows * channels;
+  LaneSums<A> all(lanes, scratch);
   Source<T, wide> source(g);
-  const Lanes<A> l(c);
   const A slope = static_cast<A>(g.act.slope);
-  for (int64_t start = 0; start < rows * channels; start += kFlush * lanes) {
-    for (int64_t i = 0; i < lanes; ++i) first[i] = second[i] = 0;
-    const int64_t left = rows * channels - start;
-    with_activation(g.act.kind, [&](auto kind) {
-      each_tile(begin + start, left < kFlush * lanes ? left : kFlush * lanes, lanes,
-                [&](int64_t at, int64_t lane, int64_t some) {
-                  sum_lanes<kind()>(source.dy + at, source.x(at, some), some, l.mean + lane,
-                                    l.scale + lane, l.bias + lane, slope, first + lane,
-                                    second + lane);
-                });
-    });
-    for (int64_t i = 0; i < lanes; i += channels)
-      for (int64_t k = 0; k < channels; ++k) {
-        sums[2 * k] += static_cast<double>(first[i + k]);
-        sums[2 * k + 1] += static_cast<double>(second[i + k]);
-      }
-  }
+  with_activation(g.act.kind, [&](auto kind) {
+    const auto block = [&](auto several, auto step, int64_t at, int64_t lane, int64_t width) {
+      sum_lanes<kind(), several(), step()>(source.dy(at, several(), width, lanes),
+                                           source.x(at, several(), width, lanes), width,
+                                           Lanes<A>(c, lane), slope, all.first + lane,
+                                           all.second + lane);
+    };
+    for (int64_t start = 0; start < count; start += kFlush * lanes) {
+      const int64_t left = count - start, some = left < kFlush * lanes ? left : kFlush * lanes;
+      each_block<kRowsAtOnce<kind()>, kStep<typename Source<T, wide>::N>>(
+          begin + start, some, lanes, g.past_cache, block);
+      all.flush();
+    }
+  });
+  all.add_to(sums, channels);
 }
 
 template <class T, bool wide>
@@ -176,20 +239,27 @@ void apply(const Gradient& g, int64_t begin, int64_t count, int64_t lanes, const
            const BackwardCoefficients& b, void* dx) {
   using A = Acc<T>;
   Source<T, wide> source(g, dx);
-  const Lanes<A> l(c);
-  const A *gain = static_cast<const A*>(b.gain), *offset = static_cast<const A*>(b.offset);
-  const A *drift = static_cast<const A*>(b.drift), slope = static_cast<A>(g.act.slope);
+  const A slope = static_cast<A>(g.act.slope);
   with_activation(g.act.kind, [&](auto kind) {
-    each_tile(begin, count, lanes, [&](int64_t at, int64_t lane, int64_t some) {
-      const auto* x = source.x(at, some);
-      if (lanes > 0)
-        dx_lanes<kind()>(source.dy + at, x, source.dx(at), some, l.mean + lane, l.scale + lane,
-                         l.bias + lane, slope, gain + lane, offset + lane, drift + lane);
-      else
-        dx_channel<kind()>(source.dy + at, x, source.dx(at), some, l.first(), slope, *gain,
-                           *offset, *drift);
-      source.store(at, some);
-    });
+    const auto block = [&](auto rows, auto step, int64_t at, int64_t lane, int64_t width) {
+      dx_lanes<kind(), rows(), step()>(source.dy(at, rows(), width, lanes),
+                                       source.x(at, rows(), width, lanes),
+                                       source.place(at, width, lanes), width, Lanes<A>(c, lane),
+                                       Slopes<A>(b, lane), slope);
+      source.finish(at, rows(), width, lanes);
+    };
+    const auto tile = [&](int64_t at, int64_t some, auto step) {
+      dx_channel<kind(), step()>(source.dy(at, 1, some, some).begin,
+                                 source.x(at, 1, some, some).begin,
+                                 source.place(at, some, some).begin, some,
+                                 Lanes<A>(c, 0).first(), Slopes<A>(b, 0), slope);
+      source.finish(at, 1, some, some);
+    };
+    constexpr int kSteps = kStep<typename Source<T, wide>::N>;
+    if (lanes > 0)
+      each_block<kRowsAtOnce<kind()>, kSteps>(begin, count, lanes, g.past_cache, block);
+    else
+      each_tile<kSteps>(begin, count, tile);
   });
 }
 
@@ -243,15 +313,17 @@ void row(Source<T, wide>& source, Activation act, int64_t begin, int64_t count,
   };
   with_activation(act, [&](auto kind) {
     double total[2] = {0, 0};
-    each_tile(begin, count, 0, [&](int64_t at, int64_t lane, int64_t some) {
-      row_sums<kind()>(source.dy + at, source.x(at, some), some, from(lane), total);
+    each_tile<1>(begin, count, [&](int64_t at, int64_t some, auto) {
+      row_sums<kind()>(source.dy(at, 1, some, some).begin, source.x(at, 1, some, some).begin, some,
+                       from(at - begin), total);
     });
     const double share = constant ? 0 : r.rstd / static_cast<double>(count);
     const A offset = static_cast<A>(total[0] * share), drift = static_cast<A>(total[1] * share * r.rstd);
-    each_tile(begin, count, 0, [&](int64_t at, int64_t lane, int64_t some) {
-      row_dx<kind()>(source.dy + at, source.x(at, some), source.dx(at), some, from(lane), offset,
+    each_tile<1>(begin, count, [&](int64_t at, int64_t some, auto) {
+      row_dx<kind()>(source.dy(at, 1, some, some).begin, source.x(at, 1, some, some).begin,
+                     source.place(at, some, some).begin, some, from(at - begin), offset,
                      drift);
-      source.store(at, some);
+      source.finish(at, 1, some, some);
     });
   });
 }

@@ -125,7 +125,8 @@ class CoefficientsOf {
   void set(const Plan& plan, int64_t unit, int64_t piece, const A* mean, const A* rstd,
            const A* weight, const A* bias) {
     const Norm& n = plan.norm;
-    if (!n.channels_last) return set_lane(0, plan.channel(unit, piece), unit, mean, rstd, weight, bias);
+    if (!n.channels_last)
+      return set_lane(0, plan.channel(unit, piece), unit, mean, rstd, weight, bias);
     if (unit == unit_) return;
     unit_ = unit;
     const int64_t group = n.per_group();

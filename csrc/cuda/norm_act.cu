@@ -46,12 +46,12 @@ Store store_of(const Tensor& x, const Tensor& stream) {
   return Store::add_float;
 }
 
-std::tuple<Tensor, Tensor> norm_act_update_(Tensor stream, const Tensor& x,
-                                            const MaybeTensor& weight, const MaybeTensor& bias,
-                                            const MaybeTensor& mean, const MaybeTensor& rstd,
-                                            int64_t groups, bool over_batch, double eps,
-                                            int64_t activation, double slope, int64_t sign,
-                                            int64_t fraction_bits) {
+// Fills `sum`, which may be the stream, and returns the statistics.
+std::tuple<Tensor, Tensor> add(const Tensor& stream, void* sum, const Tensor& x,
+                               const MaybeTensor& weight, const MaybeTensor& bias,
+                               const MaybeTensor& mean, const MaybeTensor& rstd, int64_t groups,
+                               bool over_batch, double eps, int64_t activation, double slope,
+                               int64_t sign, int64_t fraction_bits) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Norm n = checked_norm(x, weight, bias, mean, rstd, groups, over_batch, activation);
   check_same_layout(x, stream, "the stream");
@@ -61,10 +61,31 @@ std::tuple<Tensor, Tensor> norm_act_update_(Tensor stream, const Tensor& x,
   with_number(x, [&](auto tag) {
     using T = decltype(tag);
     launch_as<T>(x, norm_call<T>(n, weight, bias, m, r, eps, activation, slope, mean.has_value()),
-                 added_to<T>(stream.mutable_data_ptr(), store, sign < 0 ? -1 : 1,
+                 added_to<T>(stream.const_data_ptr(), sum, store, sign < 0 ? -1 : 1,
                              static_cast<int>(fraction_bits)));
   });
   return {m, r};
+}
+
+std::tuple<Tensor, Tensor> norm_act_update_(Tensor stream, const Tensor& x,
+                                            const MaybeTensor& weight, const MaybeTensor& bias,
+                                            const MaybeTensor& mean, const MaybeTensor& rstd,
+                                            int64_t groups, bool over_batch, double eps,
+                                            int64_t activation, double slope, int64_t sign,
+                                            int64_t fraction_bits) {
+  return add(stream, stream.mutable_data_ptr(), x, weight, bias, mean, rstd, groups, over_batch,
+             eps, activation, slope, sign, fraction_bits);
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_act_update(
+    const Tensor& stream, const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias,
+    const MaybeTensor& mean, const MaybeTensor& rstd, int64_t groups, bool over_batch, double eps,
+    int64_t activation, double slope, int64_t sign, int64_t fraction_bits) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const Tensor sum = torch::stable::empty_like(stream);
+  const auto [m, r] = add(stream, sum.mutable_data_ptr(), x, weight, bias, mean, rstd, groups,
+                          over_batch, eps, activation, slope, sign, fraction_bits);
+  return {sum, m, r};
 }
 
 }  // namespace
@@ -72,6 +93,7 @@ std::tuple<Tensor, Tensor> norm_act_update_(Tensor stream, const Tensor& x,
 STABLE_TORCH_LIBRARY_IMPL(revgrad, CUDA, m) {
   m.impl("norm_act", TORCH_BOX(&norm_act));
   m.impl("norm_act_update_", TORCH_BOX(&norm_act_update_));
+  m.impl("norm_act_update", TORCH_BOX(&norm_act_update));
 }
 
 }  // namespace revgrad

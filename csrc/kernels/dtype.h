@@ -25,17 +25,19 @@ RG_FN float float_of(uint32_t bits) {
   return value;
 }
 
-// bfloat16 is the upper half of a float.
+// bfloat16 is the upper half of a float: this half rounded, ties to even, above bits that are not
+// to be read.
+RG_FN uint32_t rounded_upper_half(float value) {
+  const uint32_t wide = bits_of(value), even = wide + 0x7fffu + (wide >> 16 & 1u);
+  return value != value ? 0x7fc00000u : even;
+}
+
 struct BFloat16 {
   uint16_t bits;
 
   BFloat16() = default;
-  RG_FN explicit BFloat16(float value) {
-    const uint32_t wide = bits_of(value);
-    const uint32_t even = wide + 0x7fffu + (wide >> 16 & 1u);
-    const bool nan = (wide & 0x7fffffffu) > 0x7f800000u;
-    bits = static_cast<uint16_t>(nan ? 0x7fc0u : even >> 16);
-  }
+  RG_FN explicit BFloat16(float value)
+      : bits(static_cast<uint16_t>(rounded_upper_half(value) >> 16)) {}
   RG_FN explicit operator float() const { return float_of(static_cast<uint32_t>(bits) << 16); }
 };
 

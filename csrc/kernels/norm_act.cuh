@@ -38,6 +38,7 @@ enum class Store { write, add, add_float, add_double, add_fixed };
 
 template <class T>
 struct Target {
+  const void* from;  // the stream; `to` itself, if that changes in place
   void* to;
   Store kind;
   bool wide;
@@ -47,12 +48,13 @@ struct Target {
 
 template <class T>
 inline Target<T> written_to(T* y) {
-  return {y, Store::write, true, 1, 1};
+  return {nullptr, y, Store::write, true, 1, 1};
 }
 
 template <class T>
-inline Target<T> added_to(void* stream, Store kind, int sign, int fraction_bits) {
-  return {stream, kind, true, sign, static_cast<Acc<T>>(int64_t{1} << fraction_bits)};
+inline Target<T> added_to(const void* stream, void* sum, Store kind, int sign,
+                          int fraction_bits) {
+  return {stream, sum, kind, true, sign, static_cast<Acc<T>>(int64_t{1} << fraction_bits)};
 }
 
 template <int K, class T, int V, class Walk, class AffineOf, class A>
@@ -73,18 +75,20 @@ __device__ void activate_units(Unit<T, V> (&units)[K], Walk walk, AffineOf affin
 
 // A few units of the stream at once: they may be wide, and registers hold the result too.
 template <class S, int K, class T, int V, class Walk, class Sum>
-__device__ void add_units(const Unit<T, V> (&units)[K], Walk walk, S* stream, bool wide, Sum sum) {
+__device__ void add_units(const Unit<T, V> (&units)[K], Walk walk, const Target<T>& to, Sum sum) {
+  const S* from = static_cast<const S*>(to.from);
+  S* into = static_cast<S*>(to.to);
   constexpr int kFew = K == 2 || sizeof(Unit<S, V>) >= 32 ? 2 : 4;
 #pragma unroll
   for (int first = 0; first < K; first += kFew) {
     Unit<S, V> held[kFew];
-    get_units(held, stream, walk, wide);
+    get_units(held, from, walk, to.wide);
 #pragma unroll
     for (int k = 0; k < kFew; ++k) {
       if (walk.valid()) {
 #pragma unroll
         for (int v = 0; v < V; ++v) held[k].set(v, sum(held[k].get(v), units[first + k].get(v)));
-        put_unit(stream + walk.offset(), held[k], wide);
+        put_unit(into + walk.offset(), held[k], to.wide);
       }
       walk.next();
     }
@@ -95,7 +99,7 @@ template <class S, int K, class T, int V, class Walk>
 __device__ void add_floats(const Unit<T, V> (&units)[K], const Walk& walk, const Target<T>& to) {
   using A = Acc<S>;
   const A sign = static_cast<A>(to.sign);
-  add_units(units, walk, static_cast<S*>(to.to), to.wide, [&](S old, T y) {
+  add_units<S>(units, walk, to, [&](S old, T y) {
     return static_cast<S>(static_cast<A>(old) + sign * static_cast<A>(static_cast<Acc<T>>(y)));
   });
 }
@@ -118,11 +122,10 @@ __device__ void store_units(const Unit<T, V> (&units)[K], Walk walk, const Targe
       if constexpr (sizeof(T) < sizeof(double)) add_floats<double>(units, walk, to);
       return;
     case Store::add_fixed:
-      return add_units(units, walk, static_cast<int32_t*>(to.to), to.wide,
-                       [&](int32_t old, T y) {
-                         const auto on_grid = round_to_grid(static_cast<Acc<T>>(y), to.steps);
-                         return add_on_grid(old, on_grid, to.sign);
-                       });
+      return add_units<int32_t>(units, walk, to, [&](int32_t old, T y) {
+        const auto on_grid = round_to_grid(static_cast<Acc<T>>(y), to.steps);
+        return add_on_grid(old, on_grid, to.sign);
+      });
   }
 }
 
@@ -465,13 +468,19 @@ void launch_norm_units(const T* x, const NormPlan& p, const NormCall<Acc<T>>& ca
   }
 }
 
+template <class S, int V>
+bool both_are_aligned(const void* from, const void* to) {  // null is
+  return is_aligned<S, V>(static_cast<const S*>(from)) &&
+         is_aligned<S, V>(static_cast<const S*>(to));
+}
+
 template <class T, int V>
 bool target_is_aligned(const Target<T>& to) {
   switch (to.kind) {
-    case Store::add_float: return is_aligned<float, V>(static_cast<float*>(to.to));
-    case Store::add_double: return is_aligned<double, V>(static_cast<double*>(to.to));
-    case Store::add_fixed: return is_aligned<int32_t, V>(static_cast<int32_t*>(to.to));
-    default: return is_aligned<T, V>(static_cast<T*>(to.to));
+    case Store::add_float: return both_are_aligned<float, V>(to.from, to.to);
+    case Store::add_double: return both_are_aligned<double, V>(to.from, to.to);
+    case Store::add_fixed: return both_are_aligned<int32_t, V>(to.from, to.to);
+    default: return both_are_aligned<T, V>(to.from, to.to);
   }
 }
 

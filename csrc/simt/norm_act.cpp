@@ -43,28 +43,30 @@ std::vector<Pair> unset(int64_t size) {
 }
 
 template <class T>
-Target<T> target_of(const Bytes& to, const std::string& store, int sign, int bits) {
+Target<T> target_of(const Bytes& from, const Bytes& to, const std::string& store, int sign,
+                    int bits) {
   if (store == "write") return written_to(write<T>(to));
-  void* stream = write<char>(to);
-  if (store == "int32") return added_to<T>(stream, Store::add_fixed, sign, bits);
+  const void* stream = read<char>(from);
+  void* sum = write<char>(to);
+  if (store == "int32") return added_to<T>(stream, sum, Store::add_fixed, sign, bits);
   Store kind = Store::add;
   by_dtype(store, [&](auto tag) {
     using S = decltype(tag);
     if (sizeof(S) > sizeof(T)) kind = sizeof(S) == 8 ? Store::add_double : Store::add_float;
   });
-  return added_to<T>(stream, kind, sign, bits);
+  return added_to<T>(stream, sum, kind, sign, bits);
 }
 
 void forward(const std::string& dtype, const std::vector<int64_t>& norm, Bytes x,
              const std::vector<Bytes>& vectors, double eps, double slope, int activation,
-             bool given, Bytes to, const std::string& store, int sign, int bits) {
+             bool given, Bytes from, Bytes to, const std::string& store, int sign, int bits) {
   const Norm n = norm_of(norm);
   by_dtype(dtype, [&](auto tag) {
     using T = decltype(tag);
     using A = Acc<T>;
     auto scratch = unset<Moments<A>, A>(norm_scratch(n, kWide<T>, given));
     launch_norm_act<T>(read<T>(x), call_of<A>(n, vectors, eps, slope, activation, given),
-                       target_of<T>(to, store, sign, bits), scratch.data(), nullptr);
+                       target_of<T>(from, to, store, sign, bits), scratch.data(), nullptr);
   });
 }
 

@@ -58,6 +58,11 @@ class Tail(Protocol):
             What `gradients` needs beside the input.
         """
 
+    def updated(
+        self, stream: Tensor, x: Tensor, *, sign: int, fraction_bits: int | None
+    ) -> tuple[Tensor, Statistics]:
+        """The same in new memory: the stream stays as it is, and the sum comes back."""
+
     def gradients(
         self, dy: Tensor, x: Tensor, statistics: Statistics
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
@@ -101,11 +106,9 @@ class Cut:
         with torch.no_grad():
             _expect_fitting(h, stream)
             if not isinstance(stream, FixedPoint):
-                result = stream.clone()
-                self.tail.update_(result, h, sign=1, fraction_bits=None)
-                return result
-            integers, bits = stream.integers.clone(), stream.grid.fraction_bits
-            statistics = self.tail.update_(integers, h, sign=1, fraction_bits=bits)
+                return self.tail.updated(stream, h, sign=1, fraction_bits=None)[0]
+            bits = stream.grid.fraction_bits
+            integers, statistics = self.tail.updated(stream.integers, h, sign=1, fraction_bits=bits)
             watch = current_watch()
             bound = None
             if watch is not None:

@@ -16,6 +16,7 @@ from revgrad.ops.norm_act import (
     Activation,
     Settings,
     norm_act_backward,
+    norm_act_update,
     norm_act_update_,
     norm_act_with_statistics,
 )
@@ -180,6 +181,23 @@ class NormAct(nn.Module):
         )
         self._update_statistics(x, mean, rstd)
         return Statistics(mean, rstd, settings, constant=vectors[2] is not None)
+
+    def updated(
+        self, stream: Tensor, x: Tensor, *, sign: int = 1, fraction_bits: int | None = None
+    ) -> tuple[Tensor, Statistics]:
+        """The sum that `update_` would leave in the stream, in new memory, in one pass too.
+
+        Returns:
+            The sum, and what `gradients` needs beside the input.
+        """
+        rows, vectors, settings = self._arguments(x)
+        seen = stream if rows is x else stream.reshape(rows.shape)
+        total, mean, rstd = norm_act_update(
+            seen, rows, *vectors, settings, sign=sign, fraction_bits=fraction_bits
+        )
+        self._update_statistics(x, mean, rstd)
+        kept = Statistics(mean, rstd, settings, constant=vectors[2] is not None)
+        return total if rows is x else total.reshape(stream.shape), kept
 
     def gradients(
         self, dy: Tensor, x: Tensor, statistics: Statistics

@@ -4,6 +4,7 @@ from revgrad.ops.expm_skew import expm_skew, expm_skew_reference
 from revgrad.ops.norm_act import (
     norm_act,
     norm_act_backward,
+    norm_act_update,
     norm_act_update_,
     norm_act_with_statistics,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "expm_skew_reference",
     "norm_act",
     "norm_act_backward",
+    "norm_act_update",
     "norm_act_update_",
     "norm_act_with_statistics",
     "orthogonal_down",

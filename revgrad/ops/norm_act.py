@@ -140,6 +140,39 @@ def norm_act_update_(
     return found[0], found[1]
 
 
+def norm_act_update(
+    stream: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    settings: Settings,
+    *,
+    sign: int = 1,
+    fraction_bits: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`norm_act_update_` in new memory, in the same one pass. Without autograd.
+
+    Args:
+        stream: Read only; as for `norm_act_update_`, like the others.
+
+    Returns:
+        The sum, with the bits of the update of a clone; mean and rstd.
+    """
+    _check_stream(stream, x, sign, fraction_bits)
+    with torch.no_grad():
+        given = _checked(x, weight, bias, mean, rstd, settings)
+        alike = _same_layout(stream, x) and _is_dense(x)
+        if alike and _fit(x, *given, stream):
+            return kernels.raw().norm_act_update(
+                stream, x, *given, *settings, sign, fraction_bits or 0
+            )
+        result = stream.clone()
+        options: Any = {"sign": sign, "fraction_bits": fraction_bits}
+        return result, *norm_act_update_(result, x, *given, settings, **options)
+
+
 def norm_act_backward(
     dy: Tensor,
     x: Tensor,
@@ -492,6 +525,11 @@ def _update_shape(
     *_: Any,
 ) -> tuple[Tensor, ...]:
     return tuple(_statistics_like(x, groups, over_batch))
+
+
+@kernels.shape_rule("norm_act_update")
+def _sum_shape(stream: Tensor, x: Tensor, *more: Any) -> tuple[Tensor, ...]:
+    return (torch.empty_like(stream), *_update_shape(stream, x, *more))
 
 
 @kernels.shape_rule("norm_act_backward")

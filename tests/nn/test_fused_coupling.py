@@ -51,13 +51,18 @@ def results(net, x, grad):
 def uses(monkeypatch):
     """Counts how often a value was added or subtracted in one pass."""
     found = []
-    original = NormAct.update_
 
-    def counted(self, stream, x, *, sign, fraction_bits):
-        found.append(sign)
-        return original(self, stream, x, sign=sign, fraction_bits=fraction_bits)
+    def count(name):
+        original = getattr(NormAct, name)
 
-    monkeypatch.setattr(NormAct, "update_", counted)
+        def counted(self, stream, x, *, sign, fraction_bits):
+            found.append(sign)
+            return original(self, stream, x, sign=sign, fraction_bits=fraction_bits)
+
+        monkeypatch.setattr(NormAct, name, counted)
+
+    count("update_")
+    count("updated")
     return found
 
 

@@ -177,7 +177,15 @@ class Simulated:
         store = name_of(stream)
         return self.norm_act_into(stream, store, x, weight, bias, mean, rstd, settings, *grid)
 
-    def norm_act_into(self, to, store, x, weight, bias, mean, rstd, settings, *grid):
+    def norm_act_update(self, stream, x, weight, bias, mean, rstd, *rest):
+        *settings, sign, fraction_bits = rest
+        to, old, store = torch.empty_like(stream), stream.clone(), name_of(stream)
+        args = (to, store, x, weight, bias, mean, rstd, settings, sign, fraction_bits)
+        found = self.norm_act_into(*args, base=stream)
+        assert torch.equal(bits(stream), bits(old)), "the stream was written to"
+        return to, *found
+
+    def norm_act_into(self, to, store, x, weight, bias, mean, rstd, settings, *grid, base=None):
         groups, over_batch, eps, activation, slope = settings
         old, given = to.clone(), (mean, rstd)
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -186,7 +194,7 @@ class Simulated:
         vectors = [array(x.new_empty(0) if t is None else t) for t in (weight, bias)]
 
         def run():
-            if store != "write":
+            if store != "write" and base is None:
                 to.copy_(old)
             for t, source in zip((mean, rstd), given, strict=True):
                 t.copy_(t if source is None else source)
@@ -199,6 +207,7 @@ class Simulated:
                 slope,
                 activation,
                 given[0] is not None,
+                array(to if base is None else base),
                 array(to),
                 store,
                 *(grid or (1, 0)),

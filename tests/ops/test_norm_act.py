@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from revgrad.ops import kernels, norm_act, norm_act_backward, norm_act_update_
+from revgrad.ops import (
+    kernels,
+    norm_act,
+    norm_act_backward,
+    norm_act_update,
+    norm_act_update_,
+)
 from revgrad.ops.norm_act import (
     ACTIVATIONS,
     NORMS,
@@ -185,12 +191,15 @@ def test_the_update_has_the_bits_of_two_steps(backend, dtype, last):
             for kind, bits in streams:
                 start = torch.randn(x.shape, device=x.device) * (2.0 ** (bits or 0))
                 stream = torch.empty_like(x, dtype=kind).copy_(start)
-                want = update_reference_(stream.clone(), y, sign, bits)
-                found = norm_act_update_(
-                    stream, x, w, b, None, None, chosen, sign=sign, fraction_bits=bits
-                )
+                before, want = stream.clone(), update_reference_(stream.clone(), y, sign, bits)
+                args = (stream, x, w, b, None, None, chosen)
+                apart, *same = norm_act_update(*args, sign=sign, fraction_bits=bits)
+                assert torch.equal(apart, want) and torch.equal(stream, before)
+                assert apart.stride() == stream.stride()
+                found = norm_act_update_(*args, sign=sign, fraction_bits=bits)
                 assert torch.equal(stream, want)
-                assert torch.equal(found[0], mean) and torch.equal(found[1], rstd)
+                for statistics in (same, found):
+                    assert torch.equal(statistics[0], mean) and torch.equal(statistics[1], rstd)
 
 
 def test_rounding_halves_goes_to_even(backend):
@@ -310,8 +319,11 @@ def test_views_give_the_same_as_dense_images(backend, view):
     (wanted,) = torch.autograd.grad(want, x, g.contiguous())
     close(got, wanted, 1e-5)
     stream, again = (VIEWS[view](torch.zeros_like(dense)).clone() for _ in range(2))
-    norm_act_update_(stream, x, w, b, None, None, settings_of(x, "instance", "gelu"))
+    chosen = settings_of(x, "instance", "gelu")
+    apart = norm_act_update(stream, x, w, b, None, None, chosen)[0]
+    norm_act_update_(stream, x, w, b, None, None, chosen)
     close(stream, again + y, 1e-6)
+    assert torch.equal(apart, stream)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -389,7 +401,8 @@ def test_opcheck(norm, last):
     torch.library.opcheck(raw.norm_act, (x, w, b, None, None, *chosen))
     torch.library.opcheck(raw.norm_act, (x, w, None, mean, rstd, *chosen))
     stream = torch.zeros_like(x, dtype=torch.int32)
-    torch.library.opcheck(raw.norm_act_update_, (stream, x, w, b, None, None, *chosen, -1, 12))
+    for update in (raw.norm_act_update_, raw.norm_act_update):
+        torch.library.opcheck(update, (stream, x, w, b, None, None, *chosen, -1, 12))
     torch.library.opcheck(
         raw.norm_act_backward,
         (x, x, mean, rstd, w, b, groups, over_batch, False, activation, slope),
@@ -457,6 +470,8 @@ def test_streams_that_do_not_fit_are_refused(stream, options, words):
     x = torch.randn(2, 4, 3)
     with pytest.raises(ValueError, match=words):
         norm_act_update_(stream, x, None, None, None, None, settings_of(x, "instance"), **options)
+    with pytest.raises(ValueError, match=words):
+        norm_act_update(stream, x, None, None, None, None, settings_of(x, "instance"), **options)
 
 
 VARIANT = """
@@ -483,6 +498,16 @@ for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.f
             stream = torch.zeros_like(x)
             norm_act_update_(stream, x, w, b, None, None, s)
             assert torch.equal(stream, y)
+# Every half there is, at even and odd places, comes back as it was; what is not a number, too.
+for dtype in (torch.bfloat16, torch.float16):
+    halves = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    x = torch.cat([halves, halves[:2]]).reshape(1, 3, -1)
+    for image in (x, x.movedim(1, -1).contiguous().movedim(-1, 1)):
+        s = Settings(3, False, 1e-5, 0, 0.1)
+        y = norm_act_with_statistics(image, None, None, torch.zeros(1, 3), torch.ones(1, 3), s)[0]
+        finite = image.isfinite()
+        assert torch.equal(y[finite], image[finite])
+        assert torch.equal(y.isnan(), image.isnan()) and torch.equal(y.isinf(), image.isinf())
 """
 
 
