@@ -156,7 +156,7 @@ def _updates(
             return norm_act_update_(result, x, w, b, None, None, chosen, fraction_bits=bits)
 
         rivals = {"clone, then added": copied}
-        name = f"norm + leaky ReLU, and {name}, in new memory"
+        name = f"norm + leaky ReLU, added to {name} in new memory"
         yield Case(name, what, "clone", x.clone, apart, rivals)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import warnings
@@ -120,6 +121,11 @@ def raw() -> Any:
 
 @torch.compiler.assume_constant_result
 def _has_device(device: str) -> bool:
+    return _is_compiled_for(device)
+
+
+@functools.cache  # looked up at every call of an operator otherwise
+def _is_compiled_for(device: str) -> bool:
     key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(device)
     if key is None:
         return False
@@ -147,7 +153,7 @@ def in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
-def needs_function(*tensors: Tensor) -> bool:
+def needs_function(*tensors: Tensor | None) -> bool:
     """Whether a derivative, a transform or a compiler may want the operator's `Function`.
 
     It costs several times what the call of a raw operator does.
@@ -155,7 +161,7 @@ def needs_function(*tensors: Tensor) -> bool:
     return (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
     )
 
 

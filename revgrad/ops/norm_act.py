@@ -97,8 +97,7 @@ def norm_act_with_statistics(
     if not _fit(x, weight, bias, mean, rstd):
         y, mean, rstd = reference(x, weight, bias, mean, rstd, settings)
         return y, mean.detach(), rstd.detach()
-    # A Function costs more than a kernel on a small image.
-    run = _NormAct.apply if _recorded(x, weight, bias) else _forward
+    run = _NormAct.apply if kernels.needs_function(x, weight, bias) else _NormAct.forward
     return run(_dense(x), weight, bias, mean, rstd, settings)
 
 
@@ -196,9 +195,7 @@ def norm_act_backward(
     mean, rstd = (t.to(_accumulator(x)).contiguous() for t in (mean, rstd))
     if _fit(x, weight, bias, mean, rstd, dy):
         x = _dense(x)
-        return _NormActBackward.apply(
-            _suited(dy, x), x, mean, rstd, weight, bias, constant, settings
-        )
+        return _gradients(_suited(dy, x), x, mean, rstd, weight, bias, constant, settings)
     return backward_reference(dy, x, mean, rstd, weight, bias, constant, settings)
 
 
@@ -399,26 +396,17 @@ def _suited(dy: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(x, dtype=dtype).copy_(dy)
 
 
-def _recorded(*tensors: Tensor | None) -> bool:
-    """Whether autograd or a transform of torch.func looks on."""
-    if kernels.in_transform():
-        return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def _forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    rstd: Tensor | None,
-    settings: Settings,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return kernels.raw().norm_act(x, weight, bias, mean, rstd, *settings)
-
-
 class _NormAct(torch.autograd.Function):
-    forward = staticmethod(_forward)
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor | None,
+        rstd: Tensor | None,
+        settings: Settings,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return kernels.raw().norm_act(x, weight, bias, mean, rstd, *settings)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -434,7 +422,7 @@ class _NormAct(torch.autograd.Function):
         if dy is None:
             return (None,) * 6
         x, mean, rstd, weight, bias = ctx.saved_tensors
-        dx, dweight, dbias = _NormActBackward.apply(
+        dx, dweight, dbias = _gradients(
             _suited(dy, x), x, mean, rstd, weight, bias, ctx.constant, ctx.settings
         )
         needed = ctx.needs_input_grad
@@ -446,6 +434,21 @@ class _NormAct(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, dims: Any, *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         return torch.vmap(reference, dims)(*args), (0, 0, 0)
+
+
+def _gradients(
+    dy: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    wanted = kernels.needs_function(dy, x, weight, bias)
+    run = _NormActBackward.apply if wanted else _NormActBackward.forward
+    found: tuple[Tensor, Tensor, Tensor] = run(dy, x, mean, rstd, weight, bias, *rest)
+    return found
 
 
 class _NormActBackward(torch.autograd.Function):

@@ -22,6 +22,7 @@ from revgrad.ops.norm_act import (
     ACTIVATIONS,
     NORMS,
     Settings,
+    backward_reference,
     norm_act_with_statistics,
     reference,
     update_reference_,
@@ -235,6 +236,30 @@ def test_large_planes_far_from_zero(norm, last):
     close(mean, exact_mean, 2**-24)  # half a unit in the last place
     assert ((rstd / exact_rstd - 1).abs() < 1e-6).all()
     assert (y - want).abs().max() < 1e-3  # the mean's own rounding: half of 2^-10
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_images_larger_than_the_cache(dtype, last):
+    """They are read in another order, in sizes that fill no block evenly."""
+    x = image((1, 17, 1009, 1013) if dtype == torch.bfloat16 else (1, 17, 509, 521), dtype, last)
+    assert x.numel() * x.element_size() > 2**24
+    w, b = affine(x)
+    chosen = settings_of(x, "instance", "leaky_relu")
+    y, mean, rstd = norm_act_with_statistics(x, w, b, None, None, chosen)
+    with torch.no_grad():
+        want = reference(*double(x, w, b), None, None, chosen)[0]
+    close(y, want, TOLERANCE[dtype])
+    dy = torch.randn_like(x)
+    got = norm_act_backward(dy, x, mean, rstd, w, b, False, chosen)
+    wide = [t.double() for t in (dy, x, mean, rstd, w, b)]
+    for a, e in zip(got, backward_reference(*wide, False, chosen), strict=True):
+        close(a, e, 20 * TOLERANCE[dtype if a.dtype == dtype else torch.float32])
+    stream = torch.randn_like(x)
+    assert torch.equal(norm_act_update(stream, x, w, b, None, None, chosen)[0], stream + y)
+    want = stream - y
+    norm_act_update_(stream, x, w, b, None, None, chosen, sign=-1)
+    assert torch.equal(stream, want)
 
 
 @pytest.mark.parametrize("last", [False, True])
