@@ -323,3 +323,18 @@ def test_wrong_options_are_refused(options):
         AffineCoupling(nn.Identity(), **options)
     with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
         AffineCoupling(None)
+
+
+@pytest.mark.parametrize("schedule", ["invert", "recompute"])
+def test_channels_last_batch_of_one_with_instance_norm(schedule):
+    """PyTorch's instance norm misreads a channels-last gradient, such as a product with a stream."""
+    torch.manual_seed(0)
+    subs = [nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.InstanceNorm2d(8)) for _ in "fg"]
+    net = ReversibleSequence([AffineCoupling(*subs)], schedule=schedule).double()
+    x = torch.randn(1, 8, 5, 5).double()
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        leaf = x.clone(memory_format=layout).requires_grad_()
+        net(leaf, logdet=True)[1].sum().backward()
+        found.append(leaf.grad)
+    assert torch.allclose(*found, rtol=1e-8, atol=1e-10)
