@@ -327,7 +327,7 @@ def test_wrong_options_are_refused(options):
 
 @pytest.mark.parametrize("schedule", ["invert", "recompute"])
 def test_channels_last_batch_of_one_with_instance_norm(schedule):
-    """PyTorch's instance norm misreads a channels-last gradient, such as a product with a stream."""
+    """PyTorch's instance norm misreads a channels-last gradient: a product with a stream is one."""
     torch.manual_seed(0)
     subs = [nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.InstanceNorm2d(8)) for _ in "fg"]
     net = ReversibleSequence([AffineCoupling(*subs)], schedule=schedule).double()

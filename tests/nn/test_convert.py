@@ -3,6 +3,7 @@
 import copy
 import io
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -284,6 +285,18 @@ def test_kinds_and_settings_are_kept():
         else:
             for key in ("momentum", "affine", "track_running_stats"):
                 assert getattr(made, key) == getattr(norm, key)
+
+
+def test_statistics_of_norms_without_weights_keep_device_and_type():
+    net = nn.Sequential(
+        *(m for _ in "ab" for m in unit(4, 4, partial(nn.BatchNorm2d, affine=False)))
+    )
+    made, _ = revgrad.convert(copy.deepcopy(net).double())
+    made(torch.randn(2, 4, 5, 5).double()).sum().backward()
+    for place in ({"dtype": torch.float64}, {"device": "meta"}):
+        made, _ = revgrad.convert(copy.deepcopy(net).to(**place))
+        found = {(b.dtype, b.device.type) for k, b in made.named_buffers() if "running" in k}
+        assert found == {(place.get("dtype", torch.float32), place.get("device", "cpu"))}
 
 
 def test_groups_that_do_not_divide_the_half_become_fewer():
