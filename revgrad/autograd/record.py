@@ -95,9 +95,11 @@ class Record:
                 self.places.append((owner._parameters, key, index[id(parameter)]))
         return parameters
 
-    def readable(self, grad: Tensor) -> Tensor:
+    def readable(self, grad: Tensor | None) -> Tensor | None:
         """A gradient of a sub-network's value, laid out so that the sub-network reads it right."""
-        return laid_out(grad, gradient_strides(grad, True)) if self.contiguous else grad
+        if grad is None or not self.contiguous:
+            return grad
+        return laid_out(grad, gradient_strides(grad, True))
 
     def run_forward(self, *streams: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> State:
         """Run the part for the first time, remembering the evaluations of its sub-networks."""

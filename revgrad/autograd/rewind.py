@@ -67,8 +67,9 @@ class Evaluated:
         grad = known if grad is None else grad
         if edge is None or grad is None:
             return None
-        grad = self._rewind._record.readable(grad.to(self._dtype))
-        return self._rewind._gradients([edge], [grad], self._inputs)[0]
+        readable = self._rewind._record.readable(grad.to(self._dtype))
+        assert readable is not None
+        return self._rewind._gradients([edge], [readable], self._inputs)[0]
 
 
 class EvaluatedInParts(Evaluated):
