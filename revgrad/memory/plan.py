@@ -192,8 +192,7 @@ class _Step:
         for call in self.calls:
 
             def seen(_: nn.Module, args: Any, kwargs: Any, call: Call = call) -> None:
-                call.times += 1
-                call.args, call.kwargs = tree_map(_detached, (args, kwargs))
+                call.note(*tree_map(_detached, (args, kwargs)), self.device)
 
             handles.append(call.sequence.register_forward_pre_hook(seen, with_kwargs=True))
         try:
@@ -229,7 +228,7 @@ def _made(
 ) -> Plan:
     """The plan of a step."""
     step.watch_calls()
-    layers = costs_of_layers(step.calls, repeats, step.dtype, step.device)
+    layers = costs_of_layers(step.calls, repeats, step.device)
     peaks: dict[tuple[str, ...], int] = {}
 
     def peak(ways: Sequence[str]) -> int:
@@ -243,7 +242,8 @@ def _made(
 
     lowest, highest = (peak([way] * len(layers)) for way in (INVERT, STORE))
     if isinstance(budget, float):
-        budget = lowest + round(budget * (highest - lowest))
+        # Of a small network storing all may take less than inverting all.
+        budget = lowest + round(budget * max(highest - lowest, 0))
     if budget < lowest:
         raise ValueError(
             f"memory={budget} bytes is not enough: with all layers inverted the step takes {lowest}"
