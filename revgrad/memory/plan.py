@@ -175,6 +175,10 @@ class _Step:
         self.calls = [Call(name, found) for name, found in _outermost(model)]
         if not self.calls:
             raise ValueError("the model has no ReversibleSequence, so there is nothing to plan")
+        if not self.leaves():
+            raise ValueError(
+                "nothing in the model or its input requires a gradient, so no step trains anything"
+            )
         for call in self.calls:
             if not call.sequence.save_memory:
                 raise ValueError(
@@ -185,6 +189,11 @@ class _Step:
     def autocast(self) -> AbstractContextManager[Any]:
         """Autocast as the step uses it."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+
+    def leaves(self) -> list[Tensor]:
+        """What gets a gradient."""
+        given = [t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)]
+        return [t for t in (*self.model.parameters(), *given) if t.requires_grad]
 
     def watch_calls(self) -> None:
         """Run the model forward, and note the arguments of its sequences."""
@@ -209,8 +218,7 @@ class _Step:
             with self.autocast():
                 output = self.model(*self.args, **self.kwargs)
                 loss = _sum(output) if self.loss is None else self.loss(output)
-            leaves = [p for p in self.model.parameters() if p.requires_grad]
-            torch.autograd.grad(loss, leaves, allow_unused=True)
+            torch.autograd.grad(loss, self.leaves(), allow_unused=True)
 
     def schedule(self, layers: Sequence[LayerCost], ways: Iterable[str]) -> None:
         """Give the sequences a way for each layer."""

@@ -338,6 +338,13 @@ def test_a_fraction_where_storing_takes_less_than_inverting():
     assert found.highest < found.lowest == found.budget
 
 
+def test_frozen_weights_behind_something_that_learns():
+    model, x = sequence(2).requires_grad_(False), image(1, 16, 8, 8)
+    assert plan(model, x.requires_grad_(), 1.0, repeats=1).peak > 0
+    with pytest.raises(ValueError, match="nothing in the model or its input requires a gradient"):
+        plan(model, x.detach(), 1.0, repeats=1)
+
+
 def test_the_table():
     found = plan(sequence(), image(2, 16, 32, 32), "1GB", repeats=1)
     assert isinstance(found, Plan) and found.budget == 10**9
