@@ -574,6 +574,36 @@ def test_order_of_children(order, code):
     assert vars(module) == state  # nothing of the tracing is left
 
 
+@pytest.mark.parametrize("container", [[], {}, set()])
+def test_results_kept_in_containers_are_seen(container):
+    """And what tracing put there is not left behind, nor counted in a buffer."""
+
+    def collecting(self, x):
+        x = self.a(x)
+        self.calls += 1
+        if isinstance(self.kept, dict):
+            self.kept["a"] = x
+        else:
+            getattr(self.kept, "append" if isinstance(self.kept, list) else "add")(x)
+        return self.b(x)
+
+    module = Shell(collecting, a=nn.ReLU(), b=nn.Tanh())
+    module.kept = container
+    module.register_buffer("calls", torch.zeros(()))
+    assert order_of_children(module) is None
+    assert len(container) == 0 and module.calls == 0
+
+
+def test_counting_calls_hides_nothing():
+    def counting(self, x):
+        self.calls += 1
+        return self.b(self.a(x))
+
+    module = Shell(counting, a=nn.ReLU(), b=nn.Tanh())
+    module.register_buffer("calls", torch.zeros(()))
+    assert order_of_children(module) == ("a", "b") and module.calls == 0
+
+
 def test_what_runs_instead_of_forward_is_not_seen():
     class Calling(nn.Sequential):
         def __call__(self, x):
