@@ -70,6 +70,10 @@ class ActNorm(ReversibleLayer):
     def extra_repr(self) -> str:
         return f"channels={self.channels}, dim={self.dim}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was seen: a copy's buffer counts its versions anew."""
+        return {**self.__dict__, "_seen": None}
+
     def prepare(self, *streams: Any) -> None:
         """Start from the statistics of the first batch."""
         self._check(streams)
