@@ -149,4 +149,8 @@ def _resized(part: Any, channels: int) -> nn.Module:
         made = nn.PReLU(1 if part.num_parameters == 1 else channels, **place)
     else:
         made = copy.deepcopy(part)
+    if hasattr(part, "bias") and part.weight is not None and part.bias is None:
+        made.bias = None  # norms of older versions of torch take no such argument
+    if type(part) is nn.SyncBatchNorm:
+        made.process_group = part.process_group
     return made.train(part.training)

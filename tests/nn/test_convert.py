@@ -299,6 +299,19 @@ def test_statistics_of_norms_without_weights_keep_device_and_type():
         assert found == {(place.get("dtype", torch.float32), place.get("device", "cpu"))}
 
 
+def test_norms_without_bias_and_process_groups_are_kept():
+    for kind in (lambda c: nn.GroupNorm(2, c), nn.BatchNorm2d, nn.SyncBatchNorm):
+        net = nn.Sequential(*unit(4, 4, kind), *unit(4, 4, kind))
+        for norm in (net[1], net[4]):
+            norm.bias, norm.process_group = None, "some"
+        made, _ = revgrad.convert(net)
+        norm = sequences(made)[0][0].f[1]
+        assert norm.weight is not None and norm.bias is None
+        assert getattr(norm, "process_group", None) == (
+            "some" if kind is nn.SyncBatchNorm else None
+        )
+
+
 def test_groups_that_do_not_divide_the_half_become_fewer():
     net, _ = revgrad.convert(nn.Sequential(*unit(8, 8, lambda c: nn.GroupNorm(8, c)), *unit(8, 8)))
     assert sequences(net)[0][0].f[1].num_groups == 4
