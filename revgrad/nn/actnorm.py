@@ -86,6 +86,12 @@ class ActNorm(ReversibleLayer):
                 "ActNorm starts from its first batch, which can't be one of a torch.func "
                 "transform: run a batch through the network before"
             )
+        if not isinstance(self.log_scale, nn.Parameter):
+            raise ReversibleError(
+                "ActNorm writes its start into its parameters, but other tensors stand for them "
+                "here (functional_call, DataParallel, a parametrisation): run a batch through the "
+                "network before"
+            )
         if torch.is_grad_enabled() and _several_processes():
             raise ReversibleError(
                 "ActNorm starts from its first batch, which is another one in each process: run a "

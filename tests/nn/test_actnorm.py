@@ -235,3 +235,15 @@ def test_a_copy_that_is_reset_starts_anew(duplicate):
         outputs = torch.cat(twin(*streams), 1)
         assert twin.initialised and outputs.mean().abs() < 1e-4, loads
         layer.load_state_dict(copy.deepcopy(layer.state_dict()))
+
+
+def test_other_tensors_in_the_place_of_its_parameters_cannot_start():
+    net = ReversibleSequence([ActNorm(4)])
+    tensors = {k: p.detach().clone().requires_grad_() for k, p in net.named_parameters()}
+    x = 5 * torch.randn(8, 4, 3, 3) + 3
+    with pytest.raises(ReversibleError, match="run a batch through the network before"):
+        torch.func.functional_call(net, tensors, (x,))
+    assert not net[0].initialised
+    net(x)
+    torch.func.functional_call(net, tensors, (x,)).sum().backward()
+    assert tensors["layers.0.shift"].grad is not None
