@@ -73,8 +73,12 @@ class Plan:
     def apply(self, model: nn.Module) -> None:
         """Give the sequences of a model, or of a copy of it, their schedules."""
         for name, schedule in self.schedules.items():
-            sequence = model.get_submodule(name)
-            assert isinstance(sequence, ReversibleSequence)
+            sequence = dict(model.named_modules()).get(name)
+            if not isinstance(sequence, ReversibleSequence):
+                raise ValueError(
+                    f"the plan is for a model with a ReversibleSequence at {name!r}, which this "
+                    f"{type(model).__name__} has not; give the model itself, not what wraps it"
+                )
             sequence.schedule = schedule
 
     def __str__(self) -> str:

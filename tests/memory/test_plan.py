@@ -345,6 +345,13 @@ def test_frozen_weights_behind_something_that_learns():
         plan(model, x.detach(), 1.0, repeats=1)
 
 
+def test_a_plan_for_another_model():
+    model = sequence(2)
+    found = plan(model, image(1, 16, 8, 8), 1.0, repeats=1)
+    with pytest.raises(ValueError, match="ReversibleSequence at '', which this Sequential has not"):
+        found.apply(nn.Sequential(model))
+
+
 def test_the_table():
     found = plan(sequence(), image(2, 16, 32, 32), "1GB", repeats=1)
     assert isinstance(found, Plan) and found.budget == 10**9
