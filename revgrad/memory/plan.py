@@ -205,7 +205,8 @@ class _Step:
         for call in self.calls:
 
             def seen(_: nn.Module, args: Any, kwargs: Any, call: Call = call) -> None:
-                call.note(*tree_map(_detached, (args, kwargs)), self.device)
+                args, kwargs = tree_map(_detached, (args, kwargs))
+                call.note(args, kwargs, self.device)
 
             handles.append(call.sequence.register_forward_pre_hook(seen, with_kwargs=True))
         try:

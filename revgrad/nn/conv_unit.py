@@ -150,7 +150,8 @@ def _resized(part: Any, channels: int) -> nn.Module:
     else:
         made = copy.deepcopy(part)
     if hasattr(part, "bias") and part.weight is not None and part.bias is None:
-        made.bias = None  # norms of older versions of torch take no such argument
-    if type(part) is nn.SyncBatchNorm:
+        # Norms of older versions of torch take no such argument.
+        made.register_parameter("bias", None)
+    if isinstance(made, nn.SyncBatchNorm):
         made.process_group = part.process_group
     return made.train(part.training)
