@@ -11,7 +11,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 
 from revgrad.autograd.context import evaluating
 from revgrad.autograd.inventory import Inventory
-from revgrad.autograd.layout import gradient_strides
+from revgrad.autograd.layout import gradient_strides, laid_out
 from revgrad.autograd.protocol import Layer, Part, State
 from revgrad.autograd.recompute import Evaluation, accelerators
 from revgrad.autograd.tail import cut
@@ -67,6 +67,7 @@ class Record:
         self.side = side
         self.devices = accelerators(streams)
         self.strides = [x.stride() for x in streams]
+        self.contiguous = contiguous
         self.gradient_strides = [gradient_strides(x, contiguous) for x in streams]
         self.inventory = Inventory(part.module)
         refuse_wrapped(layer, self.inventory)
@@ -93,6 +94,12 @@ class Record:
                     parameters.append(parameter)
                 self.places.append((owner._parameters, key, index[id(parameter)]))
         return parameters
+
+    def readable(self, grad: Tensor | None) -> Tensor | None:
+        """A gradient of a sub-network's value, laid out so that the sub-network reads it right."""
+        if grad is None or not self.contiguous:
+            return grad
+        return laid_out(grad, gradient_strides(grad, True))
 
     def run_forward(self, *streams: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> State:
         """Run the part for the first time, remembering the evaluations of its sub-networks."""

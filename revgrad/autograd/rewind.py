@@ -67,7 +67,9 @@ class Evaluated:
         grad = known if grad is None else grad
         if edge is None or grad is None:
             return None
-        return self._rewind._gradients([edge], [grad.to(self._dtype)], self._inputs)[0]
+        readable = self._rewind._record.readable(grad.to(self._dtype))
+        assert readable is not None
+        return self._rewind._gradients([edge], [readable], self._inputs)[0]
 
 
 class EvaluatedInParts(Evaluated):
@@ -463,7 +465,13 @@ class _Repeat:
         """Repeat the next evaluation of `module`."""
         evaluation = self.rewind._next(module, self.last)
         with evaluating(None):
-            return evaluation.again(module, *args, **kwargs)
+            value = evaluation.again(module, *args, **kwargs)
+        record = self.rewind._record
+        if record.contiguous and isinstance(value, Tensor) and value.requires_grad:
+            value.register_hook(
+                record.readable
+            )  # what the layer makes of a gradient has any strides
+        return value
 
     def run_onto(self, module: nn.Module, stream: Tensor, x: Tensor) -> Tensor | None:
         """The way back of such a layer takes values alone."""

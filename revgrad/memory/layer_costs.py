@@ -31,13 +31,37 @@ _ALIKE = 3  # of layers that are alike, no more are timed
 
 @dataclass
 class Call:
-    """A sequence of a model, and the arguments that the model calls it with."""
+    """A sequence of a model, and how the model calls it.
+
+    Attributes:
+        name: Its name in the model.
+        sequence: The sequence.
+        x: Its input.
+        args: Its side inputs.
+        kwargs: The same by keyword.
+        logdet: Whether it is asked for its log-determinant.
+        dtype: The type of autocast around the call; None where that is off.
+        times: How often it is called.
+    """
 
     name: str
     sequence: ReversibleSequence
+    x: Any = None
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+    logdet: bool = False
+    dtype: torch.dtype | None = None
     times: int = 0
+
+    def note(self, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> None:
+        """Note a call."""
+        self.kwargs = dict(kwargs)
+        self.x, *rest = args or (self.kwargs.pop("x"),)
+        self.args = tuple(rest)
+        self.logdet = self.kwargs.pop("logdet", False)
+        autocast = torch.is_autocast_enabled(device.type)
+        self.dtype = torch.get_autocast_dtype(device.type) if autocast else None
+        self.times += 1
 
 
 @dataclass
@@ -50,9 +74,7 @@ class LayerCost:
     cost: Cost
 
 
-def costs_of_layers(
-    calls: list[Call], repeats: int, dtype: torch.dtype | None, device: torch.device
-) -> list[LayerCost]:
+def costs_of_layers(calls: list[Call], repeats: int, device: torch.device) -> list[LayerCost]:
     """Measure every layer of some sequences on the arguments that they were called with.
 
     Times are the shortest of several, which other processes disturb least, in which the ways take
@@ -62,13 +84,13 @@ def costs_of_layers(
     alike: dict[Any, _Alike] = defaultdict(_Alike)
     found: list[tuple[Call, str, ReversibleLayer, _Bytes, _Alike]] = []
     for call in calls:
-        autocast = torch.autocast(device.type, dtype, enabled=dtype is not None)
+        autocast = torch.autocast(device.type, call.dtype, enabled=call.dtype is not None)
         with torch.enable_grad(), autocast:
             for place, layer, state, kept in _walk(call):
                 streams = tuple(to_float(s).detach() for s in state[: layer.num_inputs])
                 group = alike[_signature(layer, streams)]
                 if not group.layers:
-                    group.estimate(call, layer, streams, kept, dtype, device)
+                    group.estimate(call, layer, streams, kept, device)
                 if group.layers < _ALIKE:
                     group.measure(call, layer, streams, repeats)
                 found.append((call, place, layer, kept, group))
@@ -125,11 +147,12 @@ def _walk(call: Call) -> Iterator[tuple[str, ReversibleLayer, State, _Bytes]]:
     """Each layer with its place, the state before it, and the bytes that it keeps."""
     sequence = call.sequence
     watch = new_watch(sequence.arithmetic, sequence.fraction_bits, sequence.check)
-    state = tuple(_alone(s) for s in sequence._open(call.args[0], watch))
+    state = tuple(_alone(s) for s in sequence._open(call.x, watch))
     for place, layer in sequence._named_layers():
         streams, rest = state[: layer.num_inputs], state[layer.num_inputs :]
         with evaluating(None), watching(None):
-            outputs, saved = _saved(layer, streams, call.args[1:], call.kwargs)
+            asked = {"logdet": True} if call.logdet and layer.knows_logdet else {}
+            outputs, saved = _saved(layer, streams, call.args, {**call.kwargs, **asked})
         sizes = {_address(s): memory_of(s).nbytes for s in state}
         own = sum(sizes[_address(s)] for s in streams)
         taken = sum(size for at, size in sizes.items() if at in saved)
@@ -226,14 +249,13 @@ class _Alike:
         layer: ReversibleLayer,
         streams: State,
         kept: _Bytes,
-        dtype: torch.dtype | None,
         device: torch.device,
     ) -> None:
         """Find out what steps of the layer alone take."""
         given = tuple(s.detach().requires_grad_() for s in streams)
         for way, made in ((INVERT, 0), (STORE, kept.made)):
             alone = _Alone(_sequence(call, layer, way), call)
-            report = estimate(alone, given, dtype=dtype, device=device.type)
+            report = estimate(alone, given, dtype=call.dtype, device=device.type)
             self.space[way] = report.allocated - report.parameters - report.gradients - made
 
     def measure(self, call: Call, layer: ReversibleLayer, streams: State, repeats: int) -> None:
@@ -264,17 +286,20 @@ class _Alone(nn.Module):
     def __init__(self, sequence: ReversibleSequence, call: Call) -> None:
         super().__init__()
         self.sequence = sequence
-        self.given = call.args[1:], call.kwargs
+        self.call = call
 
     def forward(self, *streams: Tensor) -> State:
-        """The streams behind the layer, without what it taps."""
-        args, kwargs = self.given
-        return _streams_of(self.sequence(streams, *args, **kwargs))
+        """What the layer gives, without what it taps."""
+        return _run(self.sequence, self.call, streams)
 
 
-def _streams_of(output: Any) -> State:
-    """The streams of a sequence's output, which a tap makes a pair."""
-    return output[0] if isinstance(output[-1], dict) else output
+def _run(sequence: ReversibleSequence, call: Call, streams: State) -> State:
+    """The streams and the log-determinant that a sequence gives, as far as they have gradients."""
+    output = sequence(streams, *call.args, logdet=call.logdet, **call.kwargs)
+    if isinstance(output[-1], dict):  # of tapped values
+        output = output[:-1] if call.logdet else output[0]
+    outputs = (*output[0], output[1]) if call.logdet else output
+    return tuple(t for t in outputs if t.requires_grad or not torch.is_grad_enabled())
 
 
 def _step(call: Call, layer: ReversibleLayer, streams: State, way: str) -> Callable[[], None]:
@@ -285,7 +310,7 @@ def _step(call: Call, layer: ReversibleLayer, streams: State, way: str) -> Calla
 
     def step() -> None:
         leaves = [s.detach().requires_grad_() for s in streams]
-        outputs = _streams_of(net(tuple(leaves), *call.args[1:], **call.kwargs))
+        outputs = _run(net, call, tuple(leaves))
         if not grads:
             grads.extend(torch.ones_like(o) for o in outputs)
         torch.autograd.grad(outputs, [*leaves, *parameters], grads, allow_unused=True)
@@ -320,8 +345,12 @@ def _signature(layer: ReversibleLayer, streams: State) -> Any:
 
 @contextmanager
 def unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Put buffers and random generators back afterwards."""
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    """Put buffers, what layers prepare of themselves, and random generators back afterwards."""
+    places = [(m._buffers, key) for m in model.modules() for key in m._buffers]
+    found = [(buffers, key, buffers[key]) for buffers, key in places]
+    prepared = [p for m in model.modules() if _prepares(m) for p in m._parameters.values()]
+    tensors = [t for t in (*(b for *_, b in found), *prepared) if t is not None]
+    copies = [t.detach().clone() for t in tensors]
     python = random.getstate()
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -329,5 +358,14 @@ def unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
     finally:
         random.setstate(python)
         with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for tensor, before in zip(tensors, copies, strict=True):
+                tensor.copy_(before)
+        for buffers, key, buffer in found:
+            buffers[key] = buffer  # it may have been replaced by a new tensor
+
+
+def _prepares(module: nn.Module) -> bool:
+    """Whether a layer sets its own parameters before its first forward pass, as `ActNorm` does."""
+    return (
+        isinstance(module, ReversibleLayer) and type(module).prepare is not ReversibleLayer.prepare
+    )

@@ -73,8 +73,12 @@ class Plan:
     def apply(self, model: nn.Module) -> None:
         """Give the sequences of a model, or of a copy of it, their schedules."""
         for name, schedule in self.schedules.items():
-            sequence = model.get_submodule(name)
-            assert isinstance(sequence, ReversibleSequence)
+            sequence = dict(model.named_modules()).get(name)
+            if not isinstance(sequence, ReversibleSequence):
+                raise ValueError(
+                    f"the plan is for a model with a ReversibleSequence at {name!r}, which this "
+                    f"{type(model).__name__} has not; give the model itself, not what wraps it"
+                )
             sequence.schedule = schedule
 
     def __str__(self) -> str:
@@ -175,6 +179,10 @@ class _Step:
         self.calls = [Call(name, found) for name, found in _outermost(model)]
         if not self.calls:
             raise ValueError("the model has no ReversibleSequence, so there is nothing to plan")
+        if not self.leaves():
+            raise ValueError(
+                "nothing in the model or its input requires a gradient, so no step trains anything"
+            )
         for call in self.calls:
             if not call.sequence.save_memory:
                 raise ValueError(
@@ -186,14 +194,19 @@ class _Step:
         """Autocast as the step uses it."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
+    def leaves(self) -> list[Tensor]:
+        """What gets a gradient."""
+        given = [t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)]
+        return [t for t in (*self.model.parameters(), *given) if t.requires_grad]
+
     def watch_calls(self) -> None:
         """Run the model forward, and note the arguments of its sequences."""
         handles = []
         for call in self.calls:
 
             def seen(_: nn.Module, args: Any, kwargs: Any, call: Call = call) -> None:
-                call.times += 1
-                call.args, call.kwargs = tree_map(_detached, (args, kwargs))
+                args, kwargs = tree_map(_detached, (args, kwargs))
+                call.note(args, kwargs, self.device)
 
             handles.append(call.sequence.register_forward_pre_hook(seen, with_kwargs=True))
         try:
@@ -210,8 +223,7 @@ class _Step:
             with self.autocast():
                 output = self.model(*self.args, **self.kwargs)
                 loss = _sum(output) if self.loss is None else self.loss(output)
-            leaves = [p for p in self.model.parameters() if p.requires_grad]
-            torch.autograd.grad(loss, leaves, allow_unused=True)
+            torch.autograd.grad(loss, self.leaves(), allow_unused=True)
 
     def schedule(self, layers: Sequence[LayerCost], ways: Iterable[str]) -> None:
         """Give the sequences a way for each layer."""
@@ -229,7 +241,7 @@ def _made(
 ) -> Plan:
     """The plan of a step."""
     step.watch_calls()
-    layers = costs_of_layers(step.calls, repeats, step.dtype, step.device)
+    layers = costs_of_layers(step.calls, repeats, step.device)
     peaks: dict[tuple[str, ...], int] = {}
 
     def peak(ways: Sequence[str]) -> int:
@@ -243,7 +255,8 @@ def _made(
 
     lowest, highest = (peak([way] * len(layers)) for way in (INVERT, STORE))
     if isinstance(budget, float):
-        budget = lowest + round(budget * (highest - lowest))
+        # Of a small network storing all may take less than inverting all.
+        budget = lowest + round(budget * max(highest - lowest, 0))
     if budget < lowest:
         raise ValueError(
             f"memory={budget} bytes is not enough: with all layers inverted the step takes {lowest}"

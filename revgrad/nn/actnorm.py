@@ -70,6 +70,10 @@ class ActNorm(ReversibleLayer):
     def extra_repr(self) -> str:
         return f"channels={self.channels}, dim={self.dim}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was seen: a copy's buffer counts its versions anew."""
+        return {**self.__dict__, "_seen": None}
+
     def prepare(self, *streams: Any) -> None:
         """Start from the statistics of the first batch."""
         self._check(streams)
@@ -81,6 +85,12 @@ class ActNorm(ReversibleLayer):
             raise ReversibleError(
                 "ActNorm starts from its first batch, which can't be one of a torch.func "
                 "transform: run a batch through the network before"
+            )
+        if not isinstance(self.log_scale, nn.Parameter):
+            raise ReversibleError(
+                "ActNorm writes its start into its parameters, but other tensors stand for them "
+                "here (functional_call, DataParallel, a parametrisation): run a batch through the "
+                "network before"
             )
         if torch.is_grad_enabled() and _several_processes():
             raise ReversibleError(

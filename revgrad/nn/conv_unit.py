@@ -131,8 +131,10 @@ def _obstacle(conv: Any) -> str:
 
 def _resized(part: Any, channels: int) -> nn.Module:
     """A fresh module like `part`, in device, type and mode too, of another width."""
-    weight = getattr(part, "weight", None)
-    place = {} if weight is None else {"device": weight.device, "dtype": weight.dtype}
+    # A norm without weights still has statistics.
+    tensors = (getattr(part, key, None) for key in ("weight", "running_mean"))
+    first = next((t for t in tensors if t is not None), None)
+    place = {} if first is None else {"device": first.device, "dtype": first.dtype}
     made: nn.Module
     if type(part) in _PLAIN:
         options = {key: getattr(part, key) for key in ("kernel_size", "padding", "padding_mode")}
@@ -147,4 +149,9 @@ def _resized(part: Any, channels: int) -> nn.Module:
         made = nn.PReLU(1 if part.num_parameters == 1 else channels, **place)
     else:
         made = copy.deepcopy(part)
+    if hasattr(part, "bias") and part.weight is not None and part.bias is None:
+        # Norms of older versions of torch take no such argument.
+        made.register_parameter("bias", None)
+    if isinstance(made, nn.SyncBatchNorm):
+        made.process_group = part.process_group
     return made.train(part.training)

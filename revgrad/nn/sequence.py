@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from revgrad.autograd.closing import close_plainly, opened, with_laid_out_gradients
+from revgrad.autograd.closing import (
+    ReadableGradients,
+    close_plainly,
+    opened,
+    with_laid_out_gradients,
+)
 from revgrad.autograd.context import calling, evaluating, take_place
 from revgrad.autograd.inventory import known, may_misread_gradients
 from revgrad.autograd.layout import gradient_strides
@@ -440,7 +445,9 @@ class _Passage:
             options = {"anchor": anchor, "recompute": recompute}
             state, rest = self.tapes.run(layer, where, state, args, kwargs, **options)
             return state, self._without_logdet(layer, rest)
-        outputs = layer(*state[: layer.num_inputs], *args, **kwargs)
+        taken = state[: layer.num_inputs]
+        with evaluating(ReadableGradients() if self._must_be_read_with_care(taken) else None):
+            outputs = layer(*taken, *args, **kwargs)
         streams, rest = tuple(outputs[: layer.num_outputs]), tuple(outputs[layer.num_outputs :])
         if self.watch is not None or self._may_be_misread(streams):
             streams = with_laid_out_gradients(streams, self.contiguous_gradients)
@@ -452,6 +459,13 @@ class _Passage:
         rest = self.logdet.add(layer, further)
         self.tap(LOGDET, self.logdet.value)
         return rest
+
+    def _must_be_read_with_care(self, streams: State) -> bool:
+        """Whether sub-networks might misread what a layer makes of a gradient."""
+        if not self.contiguous_gradients or torch._C._are_functorch_transforms_active():
+            return False
+        laid_out_otherwise = any(gradient_strides(s, True) != s.stride() for s in streams)
+        return laid_out_otherwise and torch.is_grad_enabled() and not forward_mode_is_on()
 
     def _may_be_misread(self, streams: State) -> bool:
         """Whether a gradient, laid out otherwise than on a tape, would be taken for another."""

@@ -48,16 +48,37 @@ class _ChildrenTracer(fx.Tracer):
 
 def _traced(module: nn.Module, training: bool) -> tuple[str, ...] | None:
     try:
-        shell = copy.copy(module)  # what `forward` sets on itself stays there
+        shell = _shell(module)  # what `forward` sets on itself stays there
         shell.training = training
-        before = dict(vars(shell))
+        before = _entries(shell)
         nodes = list(_ChildrenTracer().trace(shell).nodes)
     except Exception:  # whatever the user's code says to a tensor without numbers
         return None
-    now = vars(shell)
-    if now.keys() != before.keys() or any(now[key] is not before[key] for key in before):
+    if _entries(shell) != before:
         return None  # it keeps a value that somebody may want
     return _chain(nodes)
+
+
+def _shell(module: nn.Module) -> nn.Module:
+    """A copy with containers and buffers of its own, which `forward` may write into."""
+    shell = copy.copy(module)
+    for key, value in vars(module).items():
+        if isinstance(value, list | dict | set):
+            vars(shell)[key] = copy.copy(value)
+    for key, buffer in module._buffers.items():
+        shell._buffers[key] = None if buffer is None else buffer.detach().clone()
+    return shell
+
+
+def _entries(module: nn.Module) -> dict[str, list[int]]:
+    """By attribute, the identities of its value and of what that contains."""
+    found = {}
+    for key, value in vars(module).items():
+        inside = [*value] if isinstance(value, list | dict | set) else []
+        inside += [*value.values()] if isinstance(value, dict) else []
+        found[key] = [id(part) for part in (value, *inside)]
+    del found["_buffers"]  # a result would not be taken there, and counters may go on
+    return found
 
 
 def _chain(nodes: list[fx.Node]) -> tuple[str, ...] | None:

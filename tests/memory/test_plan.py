@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from revgrad import (
+    ActNorm,
     AdditiveCoupling,
+    AffineCoupling,
     HaarDownsample,
     HaarUpsample,
     JoinSkip,
@@ -287,6 +289,67 @@ def test_it_leaves_no_trace_but_the_schedule():
     assert list(found.schedules["body"]) == [
         "0", "1", "2", "3", "4.0", "4.1", "5", "6", "7", "8",
     ]  # fmt: skip
+
+
+class Flow(nn.Module):
+    """A flow that gives its log-likelihood, called by keyword under an autocast of its own."""
+
+    def __init__(self, autocast):
+        super().__init__()
+        torch.manual_seed(0)
+        layers = [ActNorm(8), AffineCoupling(nn.Conv2d(4, 8, 3, padding=1)), Counting(4)]
+        self.body = ReversibleSequence([*layers[:2], AdditiveCoupling(layers[2]), Tap("end")])
+        self.autocast = autocast
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            y, logdet, taps = self.body(x=x, logdet=True)
+        return (y.square() + taps["end"]).sum() - logdet.sum()
+
+
+class Counting(nn.Module):
+    """Replaces a buffer in each call."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.conv = nn.Conv2d(c, c, 3, padding=1)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls = self.calls + 1
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_flow(autocast):
+    """Its ActNorm is not started by what `plan` runs, in evaluation mode least of all."""
+    model = Flow(autocast)
+    state = copy.deepcopy(model.state_dict())
+    x = image(2, 8, 16, 16) * (1 + 4 * autocast)
+    found = plan(model, x.bfloat16() if autocast else x, 0.5, repeats=1)
+    assert list(found.schedules["body"]) == ["0", "1", "2", "3"]
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+def test_a_fraction_where_storing_takes_less_than_inverting():
+    model = ReversibleSequence([AdditiveCoupling(nn.Conv2d(2, 2, 1))])
+    found = plan(model, image(1, 4, 4, 4), 0.5, repeats=1)
+    assert found.highest < found.lowest == found.budget
+
+
+def test_frozen_weights_behind_something_that_learns():
+    model, x = sequence(2).requires_grad_(False), image(1, 16, 8, 8)
+    assert plan(model, x.requires_grad_(), 1.0, repeats=1).peak > 0
+    with pytest.raises(ValueError, match="nothing in the model or its input requires a gradient"):
+        plan(model, x.detach(), 1.0, repeats=1)
+
+
+def test_a_plan_for_another_model():
+    model = sequence(2)
+    found = plan(model, image(1, 16, 8, 8), 1.0, repeats=1)
+    with pytest.raises(ValueError, match="ReversibleSequence at '', which this Sequential has not"):
+        found.apply(nn.Sequential(model))
 
 
 def test_the_table():

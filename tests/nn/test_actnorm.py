@@ -1,6 +1,7 @@
 """ActNorm: its start from the first batch, once, and its gradients."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -218,3 +219,31 @@ def test_what_it_refuses():
     net = ReversibleSequence([ActNorm(4)])
     with pytest.raises(ReversibleError, match=r"torch\.func"):
         torch.func.grad(lambda x: net(x).sum())(torch.randn(2, 4, 3))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))])
+def test_a_copy_that_is_reset_starts_anew(duplicate):
+    """The copy's buffer has another version, which later coincides with the original's."""
+    layer = ActNorm(4)
+    fresh = copy.deepcopy(layer.state_dict())
+    streams = (5 * torch.randn(8, 4, 3, 3) + 3).chunk(2, 1)
+    layer(*streams)
+    for loads in range(4):
+        layer(*streams)
+        twin = duplicate(layer)
+        twin.load_state_dict(fresh)
+        outputs = torch.cat(twin(*streams), 1)
+        assert twin.initialised and outputs.mean().abs() < 1e-4, loads
+        layer.load_state_dict(copy.deepcopy(layer.state_dict()))
+
+
+def test_other_tensors_in_the_place_of_its_parameters_cannot_start():
+    net = ReversibleSequence([ActNorm(4)])
+    tensors = {k: p.detach().clone().requires_grad_() for k, p in net.named_parameters()}
+    x = 5 * torch.randn(8, 4, 3, 3) + 3
+    with pytest.raises(ReversibleError, match="run a batch through the network before"):
+        torch.func.functional_call(net, tensors, (x,))
+    assert not net[0].initialised
+    net(x)
+    torch.func.functional_call(net, tensors, (x,)).sum().backward()
+    assert tensors["layers.0.shift"].grad is not None

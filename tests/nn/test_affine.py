@@ -1,5 +1,7 @@
 """Affine couplings: the formula, the inverse, gradients, what they store, what they refuse."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -323,3 +325,19 @@ def test_wrong_options_are_refused(options):
         AffineCoupling(nn.Identity(), **options)
     with pytest.raises(TypeError, match=r"torch\.nn\.Module"):
         AffineCoupling(None)
+
+
+@pytest.mark.parametrize("schedule", ["invert", "recompute", "store", ["store", "invert"]])
+def test_channels_last_batch_of_one_with_instance_norm(schedule):
+    """PyTorch's instance norm misreads a channels-last gradient: a product with a stream is one."""
+    torch.manual_seed(0)
+    subs = [nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.InstanceNorm2d(8)) for _ in "fg"]
+    layers = [AffineCoupling(*subs), AffineCoupling(*copy.deepcopy(subs))]
+    net = ReversibleSequence(layers, schedule=schedule).double()
+    x = torch.randn(1, 8, 5, 5).double()
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        leaf = x.clone(memory_format=layout).requires_grad_()
+        net(leaf, logdet=True)[1].sum().backward()
+        found.append(leaf.grad)
+    assert torch.allclose(*found, rtol=1e-8, atol=1e-10)

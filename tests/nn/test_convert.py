@@ -3,6 +3,7 @@
 import copy
 import io
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -286,6 +287,31 @@ def test_kinds_and_settings_are_kept():
                 assert getattr(made, key) == getattr(norm, key)
 
 
+def test_statistics_of_norms_without_weights_keep_device_and_type():
+    net = nn.Sequential(
+        *(m for _ in "ab" for m in unit(4, 4, partial(nn.BatchNorm2d, affine=False)))
+    )
+    made, _ = revgrad.convert(copy.deepcopy(net).double())
+    made(torch.randn(2, 4, 5, 5).double()).sum().backward()
+    for place in ({"dtype": torch.float64}, {"device": "meta"}):
+        made, _ = revgrad.convert(copy.deepcopy(net).to(**place))
+        found = {(b.dtype, b.device.type) for k, b in made.named_buffers() if "running" in k}
+        assert found == {(place.get("dtype", torch.float32), place.get("device", "cpu"))}
+
+
+def test_norms_without_bias_and_process_groups_are_kept():
+    for kind in (lambda c: nn.GroupNorm(2, c), nn.BatchNorm2d, nn.SyncBatchNorm):
+        net = nn.Sequential(*unit(4, 4, kind), *unit(4, 4, kind))
+        for norm in (net[1], net[4]):
+            norm.bias, norm.process_group = None, "some"
+        made, _ = revgrad.convert(net)
+        norm = sequences(made)[0][0].f[1]
+        assert norm.weight is not None and norm.bias is None
+        assert getattr(norm, "process_group", None) == (
+            "some" if kind is nn.SyncBatchNorm else None
+        )
+
+
 def test_groups_that_do_not_divide_the_half_become_fewer():
     net, _ = revgrad.convert(nn.Sequential(*unit(8, 8, lambda c: nn.GroupNorm(8, c)), *unit(8, 8)))
     assert sequences(net)[0][0].f[1].num_groups == 4
@@ -559,6 +585,36 @@ def test_order_of_children(order, code):
     state = dict(vars(module))
     assert order_of_children(module) == order
     assert vars(module) == state  # nothing of the tracing is left
+
+
+@pytest.mark.parametrize("container", [[], {}, set()])
+def test_results_kept_in_containers_are_seen(container):
+    """And what tracing put there is not left behind, nor counted in a buffer."""
+
+    def collecting(self, x):
+        x = self.a(x)
+        self.calls += 1
+        if isinstance(self.kept, dict):
+            self.kept["a"] = x
+        else:
+            getattr(self.kept, "append" if isinstance(self.kept, list) else "add")(x)
+        return self.b(x)
+
+    module = Shell(collecting, a=nn.ReLU(), b=nn.Tanh())
+    module.kept = container
+    module.register_buffer("calls", torch.zeros(()))
+    assert order_of_children(module) is None
+    assert len(container) == 0 and module.calls == 0
+
+
+def test_counting_calls_hides_nothing():
+    def counting(self, x):
+        self.calls += 1
+        return self.b(self.a(x))
+
+    module = Shell(counting, a=nn.ReLU(), b=nn.Tanh())
+    module.register_buffer("calls", torch.zeros(()))
+    assert order_of_children(module) == ("a", "b") and module.calls == 0
 
 
 def test_what_runs_instead_of_forward_is_not_seen():
