@@ -422,13 +422,11 @@ class _NormAct(torch.autograd.Function):
         if dy is None:
             return (None,) * 6
         x, mean, rstd, weight, bias = ctx.saved_tensors
-        dx, dweight, dbias = _gradients(
+        dx, *own = _gradients(
             _suited(dy, x), x, mean, rstd, weight, bias, ctx.constant, ctx.settings
         )
-        needed = ctx.needs_input_grad
-        dweight, dbias = (
-            g if n else None for g, n in zip((dweight, dbias), needed[1:], strict=False)
-        )
+        needed = ctx.needs_input_grad[1:3]
+        dweight, dbias = (g if n else None for g, n in zip(own, needed, strict=True))
         return dx, dweight, dbias, None, None, None
 
     @staticmethod
