@@ -27,6 +27,9 @@ from revgrad.nn.tap import Tap
 from revgrad.ops.kernels import in_transform
 from revgrad.ops.precision import coarse_products
 
+# Before, the compiler takes no module for a constant, and so can't ask what stands in its way.
+_OLDEST = (2, 13)
+_TRACES = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= _OLDEST
 _Layers = list[tuple[str, ReversibleLayer, int]]
 
 
@@ -44,6 +47,8 @@ def run_traced(
     """
     if not torch.compiler.is_dynamo_compiling():
         return sequence._run(x, args, kwargs, logdet)
+    if not _TRACES:
+        refuse("a sequence is traced by PyTorch 2.13 and newer")
     saving = sequence.save_memory and _needs_grad(sequence, (x, args, kwargs))
     reason = obstacle(sequence, saving, logdet)
     if reason is not None:
@@ -81,6 +86,8 @@ def run_traced_inverse(
     """`sequence.inverse(y, *args, **kwargs)` in traced code."""
     if not torch.compiler.is_dynamo_compiling():
         return sequence._invert(y, args, kwargs, logdet)
+    if not _TRACES:
+        refuse("a sequence is traced by PyTorch 2.13 and newer")
     reason = obstacle(sequence, False, logdet)
     if reason is not None:
         refuse(reason)
