@@ -35,6 +35,7 @@ COMPARISONS = (
     Comparison("revgrad-fused", ("plain",), "plain, same norm and format", {}),
     Comparison("revgrad-fused", ("plain-fused",), "itself plain", {"float32": 1.3}),
     Comparison("revgrad-fused", ("compiled",), "plain compiled", {"float32": 1.15}),
+    Comparison("revgrad-one-graph", ("compiled",), "plain compiled", {"float32": 1.15}),
     Comparison("revgrad-exact-fused", ("revgrad-fused",), "float mode", {"float32": 1.05}),
 )
 
