@@ -92,7 +92,7 @@ def switch_shares(
 
 
 def total_variation(frequencies: Tensor, probabilities: Tensor) -> Tensor:
-    """Total variation distance of distributions over the last axis: half of sum |f - p|.
+    """Total variation distance of distributions over the last axis: half of `sum |f - p|`.
 
     A finite number of true samples is not at 0: compare with what the same number of draws from
     `probabilities` gives.

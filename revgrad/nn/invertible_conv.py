@@ -108,7 +108,7 @@ class PLUMatrix(nn.Module):
     """An invertible matrix W = P L (U + diag(sign * exp(log_scale))).
 
     P, a permutation, and the signs stay as they are; L is lower triangular with ones on the
-    diagonal, U strictly upper triangular. ln |det W| is the sum of `log_scale`.
+    diagonal, U strictly upper triangular. `ln |det W|` is the sum of `log_scale`.
 
     Args:
         start: The matrix (C, C) to start from.
