@@ -1,5 +1,7 @@
 """Networks, losses, metrics, data and training for medical images."""
 
+from revgrad.models.gaussian import DiagonalGaussian
 from revgrad.models.iunet import iUNet
+from revgrad.models.segmenter import LossTerms, Segmenter
 
-__all__ = ["iUNet"]
+__all__ = ["DiagonalGaussian", "LossTerms", "Segmenter", "iUNet"]

@@ -1,0 +1,49 @@
+"""Diagonal Gaussians, the latent distributions of the variational networks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# A smaller scale makes the KL divergence of distant means overflow in float32 at bad starts.
+SMALLEST_SCALE = 1e-5
+
+
+class DiagonalGaussian(NamedTuple):
+    """Independent normal distributions, one for each element.
+
+    Attributes:
+        mean: ``(N, channels, *spatial)``, or ``(N, channels)`` for a latent vector.
+        scale: standard deviations, positive, of the same shape.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def from_unbounded(cls, mean: Tensor, unbounded: Tensor) -> DiagonalGaussian:
+        """Take the softplus of any numbers for the scale, as PHiSeg does.
+
+        Both are made float32 at least, whatever autocast computed them in.
+        """
+        dtype = torch.promote_types(mean.dtype, torch.float32)
+        return cls(mean.to(dtype), F.softplus(unbounded.to(dtype)) + SMALLEST_SCALE)
+
+    @classmethod
+    def standard_like(cls, other: DiagonalGaussian) -> DiagonalGaussian:
+        """The distribution N(0, 1) in the shape of another."""
+        return cls(torch.zeros_like(other.mean), torch.ones_like(other.scale))
+
+    def rsample(self) -> Tensor:
+        """Draw once, with gradients through mean and scale (the reparametrisation trick)."""
+        return self.mean + self.scale * torch.randn_like(self.mean)
+
+    def kl_divergence(self, other: DiagonalGaussian) -> Tensor:
+        """KL(self || other) of each image, ``(N,)``: summed over channels and space."""
+        ratio = self.scale / other.scale
+        distance = (self.mean - other.mean) / other.scale
+        each = 0.5 * (ratio.square() + distance.square() - 1) - ratio.log()
+        return each.flatten(1).sum(1)
