@@ -164,5 +164,5 @@ def _read_png(path: Path, mode: str, downscale: int) -> np.ndarray:
             if any(axis % downscale for axis in image.size):
                 raise ValueError(f"{path}: {image.size} does not divide by downscale={downscale}")
             return np.array(image.reduce(downscale) if downscale > 1 else image)
-    except OSError as error:
+    except (OSError, SyntaxError) as error:  # pillow raises the latter for a damaged chunk
         raise ValueError(f"{path}: cannot be read as an image: {error}") from error
