@@ -87,13 +87,13 @@ def test_says_what_is_missing(root, tmp_path):
         CityscapesFolder(root, "dev")
     with pytest.raises(ValueError, match="downscale must be at least 1"):
         CityscapesFolder(root, "train", downscale=0)
-    with pytest.raises(FileNotFoundError, match="nowhere.*no such folder"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*no such folder"):
         CityscapesFolder(tmp_path / "nowhere", "train")
     (tmp_path / "empty" / "leftImg8bit" / "train").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="for split 'val'"):
         CityscapesFolder(tmp_path / "empty", "val")
     next((root / "gtFine" / "train" / "zurich").iterdir()).unlink()
-    with pytest.raises(FileNotFoundError, match="zurich.*no label map"):
+    with pytest.raises(FileNotFoundError, match=r"zurich.*no label map"):
         CityscapesFolder(root, "train")
 
 
