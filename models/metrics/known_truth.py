@@ -174,20 +174,27 @@ def _score(
     # Modes that look the same share their samples, those of the truth as well.
     true = _draw(weights, n, generator) @ nearest_shares(among, weights)
     scene, switches = case.facts["scene"].to(on), case.facts["switches"]
-    inside = [drawn[:, scene == label] for label, _ in switches]
-    recalled = [
-        ((at == pair[0]) | (at == pair[1])).sum() for at, pair in zip(inside, switches, strict=True)
-    ]
+    shares = switch_shares(drawn, scene, switches, num_classes=num_classes, spatial_dims=dims)
     return _Score(
         n,
         terms.squared_distance,
         limits_of(among, weights, n),
         nearest_shares(between, weights).mean(0),
         true,
-        switch_shares(drawn, scene, switches, num_classes=num_classes, spatial_dims=dims).cpu(),
-        torch.stack(recalled).cpu(),
-        torch.tensor([at.numel() for at in inside]),
+        shares.cpu(),
+        *_recalled(drawn, scene, switches),
     )
+
+
+def _recalled(
+    drawn: Tensor, scene: Tensor, switches: Sequence[tuple[int, int]]
+) -> tuple[Tensor, Tensor]:
+    """Pixels of each class that get it or its alternative, and all of its pixels."""
+    inside = [drawn[:, scene == label] for label, _ in switches]
+    found = [torch.isin(at, at.new_tensor(pair)) for at, pair in zip(inside, switches, strict=True)]
+    counts = [(int(either.sum()), either.numel()) for either in found]
+    recalled, pixels = torch.tensor(counts).unbind(1)
+    return recalled, pixels
 
 
 def _draw(weights: Tensor, draws: int, generator: torch.Generator) -> Tensor:
