@@ -41,10 +41,9 @@ class SwitchClasses:
     """A label transform: each of several classes switches to its alternative, or does not.
 
     The switches are independent of each other and of the image, and each flips all pixels of its
-    class at once (Kohl et al. 2018, *A Probabilistic U-Net for
-    Segmentation of Ambiguous Images*). So the distribution of
-    annotations of any label map is known: 2^switches modes with product probabilities. Bit i of a
-    mode's number is the i-th switch; mode 0 is the label map as it was.
+    class at once (Kohl et al. 2018, *A Probabilistic U-Net for Segmentation of Ambiguous Images*).
+    So the distribution of annotations of any label map is known: 2^switches modes with product
+    probabilities. Bit i of a mode's number is the i-th switch; mode 0 is the label map as it was.
 
     ``switch(labels, generator)`` draws one of them.
 

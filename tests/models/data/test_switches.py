@@ -64,6 +64,8 @@ def test_street_probabilities_are_the_published_ones():
     assert len(switch.probabilities) == 32
     # No switch is thrown: 9 * 10 * 11 * 12 * 13 of 17^5.
     assert switch.probabilities[0].item() == pytest.approx(154440 / 1419857)
+    entropy = -(switch.probabilities * switch.probabilities.log()).sum()
+    assert entropy.item() == pytest.approx(3.17, abs=0.005)  # as the documentation says
 
 
 @pytest.mark.parametrize(
