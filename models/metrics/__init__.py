@@ -28,6 +28,8 @@ from revgrad.models.metrics.energy_distance import (
     energy_terms,
     generalized_energy_distance,
 )
+from revgrad.models.metrics.ged_limits import GEDLimits, ged_limits
+from revgrad.models.metrics.known_truth import KnownTruthReport, known_truth_report
 from revgrad.models.metrics.matching import hungarian_matched_iou, optimal_assignment
 from revgrad.models.metrics.modes import mode_frequencies, switch_shares, total_variation
 from revgrad.models.metrics.volume_crps import volume_crps
@@ -37,8 +39,10 @@ __all__ = [
     "Diversity",
     "EnergyTerms",
     "ExpectedCalibrationError",
+    "GEDLimits",
     "GeneralizedEnergyDistance",
     "HungarianMatchedIoU",
+    "KnownTruthReport",
     "MeanPredictionDice",
     "NormalizedCrossCorrelation",
     "SampleDice",
@@ -48,8 +52,10 @@ __all__ = [
     "diversity",
     "energy_terms",
     "expected_calibration_error",
+    "ged_limits",
     "generalized_energy_distance",
     "hungarian_matched_iou",
+    "known_truth_report",
     "label_frequencies",
     "mean_prediction_dice",
     "mode_frequencies",

@@ -116,9 +116,9 @@ def energy_terms(
         apart = _apart("samples", n, unbiased)
         # Annotators with weights are the distribution itself: equal pairs belong to its mean.
         also = annotator_weights is None and _apart("annotators", len(truth), unbiased)
-        between = _mean_of_pairs(distance[:n, n:], even, weight)
-        within = _mean_of_pairs(distance[:n, :n], even, even, apart)
-        among = _mean_of_pairs(distance[n:, n:], weight, weight, also)
+        between = mean_of_pairs(distance[:n, n:], even, weight)
+        within = mean_of_pairs(distance[:n, :n], even, even, apart)
+        among = mean_of_pairs(distance[n:, n:], weight, weight, also)
         terms.append((between, within, among))
     return EnergyTerms(*(join_cases(list(term), single) for term in zip(*terms, strict=True)))
 
@@ -150,11 +150,11 @@ def diversity(
     for case in cases:
         even = torch.ones(len(case), dtype=torch.float64, device=case.device)
         distance = iou_distances([case], scored, empty)
-        means.append(_mean_of_pairs(distance, even, even, _apart("maps", len(case), unbiased)))
+        means.append(mean_of_pairs(distance, even, even, _apart("maps", len(case), unbiased)))
     return join_cases(means, single)
 
 
-def _mean_of_pairs(distance: Tensor, rows: Tensor, columns: Tensor, apart: bool = False) -> Tensor:
+def mean_of_pairs(distance: Tensor, rows: Tensor, columns: Tensor, apart: bool = False) -> Tensor:
     """Weighted mean of the pairs that have a distance; `apart` leaves out the diagonal."""
     weight = rows[:, None] * columns
     if apart:

@@ -49,7 +49,10 @@ def mode_frequencies(
         samples, modes, num_classes, spatial_dims, names=("samples", "modes")
     )
     return join_cases(
-        [_shares(iou_distance(*case, scored, empty), probabilities).mean(0) for case in cases],
+        [
+            nearest_shares(iou_distance(*case, scored, empty), probabilities).mean(0)
+            for case in cases
+        ],
         single,
     )
 
@@ -114,7 +117,7 @@ def _flipped(samples: Tensor, scene: Tensor, switches: Sequence[tuple[int, int]]
     return torch.stack(shares, dim=1)
 
 
-def _shares(distance: Tensor, probabilities: Tensor | None) -> Tensor:
+def nearest_shares(distance: Tensor, probabilities: Tensor | None) -> Tensor:
     """The share of each sample that goes to each mode, ``(S, M)``."""
     # A pair without any of the classes is NaN under empty=nan: nothing tells the two apart.
     distance = distance.nan_to_num(nan=0.0)
