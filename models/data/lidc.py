@@ -52,8 +52,8 @@ class LIDC:
         path: another file of the same layout (`revgrad.models.data.build_lidc` writes one).
 
     Cases have images ``(1, size, size)`` in [-0.5, 0.5], which is -1000 to 400 HU, and annotators
-    ``(4, size, size)`` uint8, 0 or 1, some of them empty where `slices` is ``"all"``. The order of
-    the annotators says nothing: a column is not one person. `facts` hold ``spacing`` and
+    ``(4, size, size)`` uint8, 0 or 1; who did not outline the slice is empty there. The order of
+    the annotators says nothing: a place is not one person. `facts` hold ``spacing`` and
     ``thickness`` in millimetres, the mean ratings ``malignancy`` and ``texture`` (1 to 5), and
     ``annotations``, four numbers in the database.
 

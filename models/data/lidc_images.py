@@ -106,7 +106,7 @@ def lidc_image(
 def _lung_patch(
     size: tuple[int, int], spacing: float, radius: float, generator: torch.Generator
 ) -> Tensor:
-    """Cut ``size`` pixels around a random place of the lungs, deep enough for a nodule of `radius` mm."""
+    """Cut ``size`` pixels around a random place in the lungs that has room for the nodule."""
     lungs = load_lungs()
     depth = min(max(DEPTH, 0.8 * radius), float(lungs.depths[0]))
     deep = int((lungs.depths >= depth).sum())
