@@ -39,11 +39,12 @@ def majority_mask(annotators: Tensor, weights: Tensor | None = None) -> Tensor:
         weights: ``(annotators,)``, as `Case.weights`: votes count as much.
 
     Returns:
-        ``(1, *spatial)`` of the annotators' type; among equally many votes the lowest label.
+        ``(1, *spatial)`` of the annotators' type; among equally many votes the highest label:
+        what half of the annotators call a lesion is one.
     """
     votes = torch.ones(len(annotators)) if weights is None else weights
     votes = votes.to(annotators.device, torch.float64).reshape(-1, *[1] * (annotators.dim() - 1))
-    labels = annotators.unique()
+    labels = annotators.unique().flip(0)
     # One label at a time: a one-hot tensor of all would be many times the masks.
     counts = torch.stack([(votes * (annotators == label)).sum(0) for label in labels])
     return labels[counts.argmax(0)][None]

@@ -159,9 +159,11 @@ def build(
         The number of slices written, and how many nodules of the database have how many readers.
 
     Raises:
-        FileNotFoundError: there is no such database.
+        FileNotFoundError: there is no such database, or no folder to write to.
         ValueError: the database has another layout, or no nodule with four readers.
     """
+    if not Path(out).parent.is_dir():
+        raise FileNotFoundError(f"{out}: there is no folder {Path(out).parent} to write to")
     rows: list[dict[str, Any]] = []
     readers: Counter[int] = Counter()
     for scan in read_scans(database):
@@ -191,7 +193,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Build, and say what was found."""
-    slices, readers = build(args.database, args.out)
+    try:
+        slices, readers = build(args.database, args.out)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"revgrad: {error}") from error
     counts = ", ".join(f"{count} by {number}" for number, count in readers.items())
     print(f"{sum(readers.values())} nodules ({counts} readers)")
     print(f"{args.out}: {slices} slices of {readers[READERS]} nodules with {READERS} readers")

@@ -22,9 +22,11 @@ from revgrad.models.data.smooth import blur, smooth_noise
 # A lung window; what lies outside is cut off.
 WINDOW = (-1000.0, 400.0)
 # Hounsfield units of a nodule from the texture rating 1 (ground glass) to 5 (solid).
-GROUND_GLASS, SOLID = -600.0, 30.0
+GROUND_GLASS, SOLID = -500.0, 30.0
 # Millimetres from the lung's edge to the middle of any nodule: nearer, a small one is not seen.
 DEPTH = 9.0
+# A large nodule has at least as many voxels to stand at, even if it touches the wall there.
+PLACES = 250
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def consensus_shape(annotators: Tensor) -> Tensor:
     Returns:
         ``(rows, columns)`` float32, 0 or 1.
     """
-    mean = blur(annotators.ne(0).float().mean(0), 1.5)
+    mean = blur(annotators.ne(0).float().mean(0), 1.0)
     # Half of the peak and not half of all: a nodule that one of four outlined is still there.
     return (mean > 0.5 * mean.max()).float()
 
@@ -108,8 +110,7 @@ def _lung_patch(
 ) -> Tensor:
     """Cut ``size`` pixels around a random place in the lungs that has room for the nodule."""
     lungs = load_lungs()
-    depth = min(max(DEPTH, 0.8 * radius), float(lungs.depths[0]))
-    deep = int((lungs.depths >= depth).sum())
+    deep = max(PLACES, int((lungs.depths >= max(DEPTH, 0.8 * radius)).sum()))
     place, turn, flip, between = torch.rand(4, generator=generator).tolist()
     slice_, row, column = lungs.places[int(place * deep)].tolist()
     above = min(slice_ + 1, len(lungs.hounsfield) - 1)

@@ -129,9 +129,8 @@ def _image(
         image = paint(image, _inside((y, x), [0.0, side * 44.0], [30.0, 11.0]), 0.2)
     rectum = _inside((y, x), [33 + 3 * draw[0], 4 * draw[1] - 2], [11.0, 13.0])
     image = paint(paint(image, rectum, 0.35), rectum - 4, 0.08)
-    image = paint(
-        image, _inside((z, y, x), [-27.0, -16.0, 0.0], [14.0, 20.0, 26.0]), 1.3
-    )  # bladder
+    bladder = _inside((z, y, x), [-27.0, -16.0, 0.0], [14.0, 20.0, 26.0])
+    image = paint(image, bladder, 1.3)
     contrast = 0.15 + 0.35 * draw[2]
     mottle = 0.4 + 0.08 * _field(shape, (8, 30, 30), generator)
     image = paint(image, gland, 0.45 + contrast + 0.06 * _field(shape, (6, 16, 16), generator))

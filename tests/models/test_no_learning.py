@@ -40,9 +40,9 @@ def test_thresholds_are_nested_and_evenly_spaced():
     assert not threshold_samples(torch.ones(1, 4, 4)).any()
 
 
-def test_majority_by_pixel_the_lowest_label_among_equals():
+def test_majority_by_pixel_the_highest_label_among_equals():
     masks = torch.tensor([[0, 0, 2, 1], [0, 1, 2, 1], [1, 1, 2, 2], [1, 1, 0, 2]])
-    assert majority_mask(masks).tolist() == [[0, 1, 2, 1]]
+    assert majority_mask(masks).tolist() == [[1, 1, 2, 2]]
     weights = torch.tensor([0.7, 0.1, 0.1, 0.1])
     assert majority_mask(masks, weights).tolist() == [[0, 0, 2, 1]]
 
@@ -58,7 +58,7 @@ def test_scores_by_hand():
     """Annotators {a, b} and {a, a} with IoU(a, b) = 1/2; the image is a itself."""
     cases = Cases([case([[1, 0, 0], [1, 1, 0]]), case([[1, 0, 0], [1, 0, 0]])])
     scores = no_learning_scores(cases, n=2)
-    # Majority of the first case is a: 2 (1/2)(1/2) - 0 - 1/4 = 1/4; of the second it is right.
+    # Majority of the first case is b: 2 (1/2)(1/2) - 0 - 1/4 = 1/4; of the second it is right.
     assert scores["majority mask"] == pytest.approx(1 / 8)
     assert scores["thresholding"] == pytest.approx(1 / 8)  # a, twice
     assert list(scores) == ["thresholding", "majority mask", "resampled annotators"]

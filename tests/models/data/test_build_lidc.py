@@ -150,6 +150,13 @@ def _line(corners):
     return points[(points != np.roll(points, 1, axis=0)).any(1)]
 
 
+def test_a_command_that_cannot_work_says_why(database, tmp_path):
+    with pytest.raises(SystemExit, match=r"revgrad: .*none\.sqlite: no such file"):
+        cli.main(["prepare", "lidc", str(tmp_path / "none.sqlite"), "out.npz"])
+    with pytest.raises(SystemExit, match="there is no folder .*absent to write to"):
+        cli.main(["prepare", "lidc", str(database), str(tmp_path / "absent" / "out.npz")])
+
+
 def test_bad_databases_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.sqlite"):
         build(tmp_path / "none.sqlite", tmp_path / "out.npz")
