@@ -33,8 +33,8 @@ class ProstateLike:
 
     Cases have images ``(1, size, size)``, the z-score of their volume, and annotators ``(6, size,
     size)`` uint8, empty where the gland does not reach. `facts` hold ``spacing`` and ``thickness``
-    in millimetres, and ``slice``. A patient is generated when a slice is first asked for (about a
-    fifth of a second) and kept: 6 MB at 192x192.
+    in millimetres, and ``slice``. A patient is generated when a slice is first asked for, and
+    kept: 5 to 6 MB at 192x192.
     """
 
     title = "generated MR-like prostate, images and annotators synthetic"

@@ -153,7 +153,7 @@ def _line(corners):
 def test_a_command_that_cannot_work_says_why(database, tmp_path):
     with pytest.raises(SystemExit, match=r"revgrad: .*none\.sqlite: no such file"):
         cli.main(["prepare", "lidc", str(tmp_path / "none.sqlite"), "out.npz"])
-    with pytest.raises(SystemExit, match="there is no folder .*absent to write to"):
+    with pytest.raises(SystemExit, match=r"there is no folder .*absent to write to"):
         cli.main(["prepare", "lidc", str(database), str(tmp_path / "absent" / "out.npz")])
 
 

@@ -93,6 +93,20 @@ def test_the_image_does_not_give_the_answer_away(test_part):
     assert scores["mean of masks"] < 0.09 < 0.12 < scores["majority"] < 0.14
 
 
+def test_every_nodule_can_be_seen(test_part):
+    """Its mean stands out of the lung around it by .1 of the window: noise is at most .03."""
+
+    def grown(shape, pixels):
+        return torch.nn.functional.max_pool2d(shape[None], 2 * pixels + 1, 1, pixels)[0] > 0
+
+    for index in range(0, len(test_part), 2):
+        case = test_part[index]
+        shape, image = consensus_shape(case.annotators), case.image[0]
+        around = image[grown(shape, 6) & ~grown(shape, 3)]
+        lung = around[around <= around.median()]  # the brighter half may be the chest wall
+        assert image[shape > 0].mean() > lung.mean() + 0.1, case.name
+
+
 def test_samples_ship_small_and_with_their_source():
     samples = resources.files("revgrad.models.data") / "samples"
     assert len((samples / "lidc_masks.npz").read_bytes()) < 700_000
