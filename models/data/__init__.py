@@ -6,10 +6,17 @@ from revgrad.models.data.scenes import Scenes
 from revgrad.models.data.switches import Switch, SwitchClasses
 
 __all__ = [
+    "LIDC",
     "Case",
     "CaseDataset",
     "CityscapesFolder",
+    "ProstateLike",
     "Scenes",
     "Switch",
     "SwitchClasses",
+    "centre_crop_or_pad",
+    "prepare_slices",
+    "resample_in_plane",
+    "split_by_patient",
+    "z_score",
 ]

@@ -1,0 +1,101 @@
+"""What is reached without learning anything: the scores that a model must beat.
+
+A synthetic image may give its masks away, and agreement between annotators may be high: these
+figures tell.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from revgrad.models.data.case import Case, CaseDataset
+from revgrad.models.metrics import generalized_energy_distance
+
+
+def threshold_samples(image: Tensor, levels: int = 16) -> Tensor:
+    """Label what is brighter than each of several thresholds 1, the rest 0.
+
+    Args:
+        image: ``(channels, *spatial)``; the first channel counts.
+        levels: how many thresholds, evenly spaced between the darkest and the brightest pixel.
+
+    Returns:
+        ``(levels, *spatial)`` uint8, one sample for each threshold, the lowest first.
+    """
+    if levels < 1:
+        raise ValueError(f"levels must be at least 1, not {levels}")
+    channel = image[0]
+    fractions = torch.arange(1, levels + 1, dtype=channel.dtype, device=image.device) / (levels + 1)
+    thresholds = torch.lerp(channel.min(), channel.max(), fractions)
+    return (channel > thresholds.reshape(-1, *[1] * channel.dim())).to(torch.uint8)
+
+
+def majority_mask(annotators: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Give each pixel the label that most annotators gave it.
+
+    Args:
+        annotators: ``(annotators, *spatial)``, integer labels.
+        weights: ``(annotators,)``, as `Case.weights`: votes count as much.
+
+    Returns:
+        ``(1, *spatial)`` of the annotators' type; among equally many votes the highest label:
+        what half of the annotators call a lesion is one.
+    """
+    votes = torch.ones(len(annotators)) if weights is None else weights
+    votes = votes.to(annotators.device, torch.float64).reshape(-1, *[1] * (annotators.dim() - 1))
+    labels = annotators.unique().flip(0)
+    # One label at a time: a one-hot tensor of all would be many times the masks.
+    counts = torch.stack([(votes * (annotators == label)).sum(0) for label in labels])
+    return labels[counts.argmax(0)][None]
+
+
+def resampled_annotators(case: Case, n: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw annotators of a case with replacement, by their weights if they have any.
+
+    This knows the answer: it is what a perfect model of the case's distribution would score.
+
+    Returns:
+        ``(n, *spatial)`` of the annotators' type.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, not {n}")
+    weights = torch.ones(len(case.annotators)) if case.weights is None else case.weights
+    drawn = torch.multinomial(weights.double().cpu(), n, replacement=True, generator=generator)
+    return case.annotators[drawn.to(case.annotators.device)]
+
+
+def no_learning_scores(dataset: CaseDataset, n: int = 16, *, seed: int = 0) -> dict[str, float]:
+    """Mean squared generalized energy distance of each baseline over a dataset.
+
+    Args:
+        dataset: cases, at least one.
+        n: samples, and thresholds.
+        seed: of the drawn annotators.
+
+    Returns:
+        ``"thresholding"`` (of two classes only), ``"majority mask"``, which is one sample, and
+        ``"resampled annotators"``. Zero is best.
+    """
+    if not len(dataset):
+        raise ValueError("the dataset has no cases to score")
+    generator = torch.Generator().manual_seed(seed)
+    totals: dict[str, float] = {}
+    for index in range(len(dataset)):
+        case = dataset[index]
+        samples = {
+            "majority mask": majority_mask(case.annotators, case.weights),
+            "resampled annotators": resampled_annotators(case, n, generator),
+        }
+        if len(dataset.classes) == 2:
+            samples = {"thresholding": threshold_samples(case.image, n), **samples}
+        for name, maps in samples.items():
+            distance = generalized_energy_distance(
+                maps,
+                case.annotators,
+                num_classes=len(dataset.classes),
+                spatial_dims=dataset.spatial_dims,
+                annotator_weights=case.weights,
+            )
+            totals[name] = totals.get(name, 0.0) + float(distance)
+    return {name: total / len(dataset) for name, total in totals.items()}
