@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -26,8 +26,8 @@ class ProbabilisticUNet(Segmenter):
     the prior, with one draw of z for each image: the cross-entropy is summed over pixels, both are
     means over the batch.
 
-    The defaults are those of the authors' code for Cityscapes, less its scale, which is an
-    exponential. `docs/segmenters.md` says how other versions are made.
+    The defaults are those of the authors' code for Cityscapes, but for the scale: softplus, as
+    exponentials are known to end in NaN. `PRESETS` has the versions of three publications.
 
     Args:
         spatial_dims: spatial axes, 2 or 3.
@@ -149,3 +149,22 @@ class ProbabilisticUNet(Segmenter):
         """The features' part of the combination, which all samples share."""
         projected: Tensor = self.combination.from_features(self.body(image)[0])
         return projected
+
+
+# "cityscapes" is the authors' code, "lidc" Knegt's, whose cross-entropy is summed over its batch of
+# five too: beta = 10 there is 2 here. "phiseg" is what PHiSeg was compared with, but for the
+# decoder, whose levels there have the deeper level's channels.
+PRESETS: Mapping[str, Callable[..., ProbabilisticUNet]] = {
+    "probabilistic-unet": ProbabilisticUNet,
+    "probabilistic-unet-cityscapes": partial(ProbabilisticUNet, scale="exp"),
+    "probabilistic-unet-lidc": partial(
+        ProbabilisticUNet, channels=(32, 64, 128, 192), latent_channels=2, scale="exp", beta=2.0
+    ),
+    "probabilistic-unet-phiseg": partial(
+        ProbabilisticUNet,
+        norm=("batch", {"eps": 1e-3, "momentum": 0.01}),
+        bias=False,
+        average_scale=True,
+        align_corners=False,
+    ),
+}

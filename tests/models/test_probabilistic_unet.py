@@ -6,6 +6,7 @@ import torch
 from revgrad.models import DiagonalGaussian, ProbabilisticUNet
 from revgrad.models.blocks import ConvStyle
 from revgrad.models.latent_vector import Combination, VectorEncoder
+from revgrad.models.probabilistic_unet import PRESETS
 from revgrad.models.unet import CHANNELS, UNetBody
 
 # A posterior that takes one-hot masks of two classes and not the mask itself has one more input
@@ -18,19 +19,28 @@ def parameters(*modules):
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
-def on_meta(**options):
+def on_meta():
     with torch.device("meta"):
-        return ProbabilisticUNet(2, 1, 2, **options)
+        return ProbabilisticUNet(2, 1, 2)
 
 
 def test_the_parameters_are_those_of_the_lidc_version():
     # Knegt's code, measured; its latent vector has length 2.
-    net = on_meta(channels=(32, 64, 128, 192), latent_channels=2)
+    with torch.device("meta"):
+        net = PRESETS["probabilistic-unet-lidc"](2, 1, 2)
     assert parameters(net.body) == 2_260_128
     assert parameters(net.prior_network) == 1_366_276
     assert parameters(net.posterior_network) == 1_366_564 + ONE_HOT
     assert parameters(net.combination) == 3_265 + TWO_CLASSES
     assert parameters(net) == 4_996_233 + ONE_HOT + TWO_CLASSES
+
+
+def test_without_biases_a_batch_norm_adds_one_parameter_for_each_channel_of_a_unit():
+    with torch.device("meta"):
+        net = PRESETS["probabilistic-unet-phiseg"](2, 1, 2)
+    down, up = 3 * sum(CHANNELS), 3 * sum(CHANNELS[:-1])
+    units = 3 * down + up + 3 * CHANNELS[0]
+    assert parameters(net) == parameters(on_meta()) + units
 
 
 def test_the_parameters_with_seven_levels():

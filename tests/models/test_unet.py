@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from revgrad.memory import measure
 from revgrad.models import UNet
 from revgrad.models.blocks import ConvStyle
 from revgrad.models.unet import Encoder, UNetBody
@@ -134,6 +135,19 @@ def test_reversible_rows_have_half_the_weights():
         sum(p.numel() for p in net.body.parameters() if p.dim() > 1) for net in (plain, reversible)
     ]
     assert weights[0] == 2 * weights[1]
+
+
+def test_what_a_reversible_net_keeps_does_not_grow_with_its_depth():
+    kept = {}
+    for reversible in (False, True):
+        for depth in (2, 6):
+            net = UNet(2, 1, 2, (8, 8), depth, norm=None, reversible=reversible)
+            image, masks = torch.randn(2, 1, 32, 32), torch.zeros(2, 32, 32, dtype=torch.int64)
+            report = measure(lambda: net(image, masks).total.backward(), net)  # noqa: B023
+            kept[reversible, depth] = report.kept_for_backward
+    assert kept[True, 6] == kept[True, 2] < kept[False, 2]
+    # Four more units on both sides of the finest level alone: one map of 64 KiB each, at least.
+    assert kept[False, 6] - kept[False, 2] > 8 * 2 * 8 * 32 * 32 * 4
 
 
 @pytest.mark.parametrize(
