@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from revgrad.models.blocks import ConvStyle
 from revgrad.models.gaussian import DiagonalGaussian
-from revgrad.models.unet import Encoder
+from revgrad.models.unet import Encoder, he_normal_
 
 SCALES = {"softplus": DiagonalGaussian.from_unbounded, "exp": DiagonalGaussian.from_log_scale}
+
+START_OF_HEAD = 0.1
 
 
 class VectorEncoder(nn.Module):
@@ -43,6 +45,12 @@ class VectorEncoder(nn.Module):
             raise ValueError(f"latent_channels must be at least 1, not {latent_channels!r}")
         self.encoder = Encoder(style, in_channels, channels, depth)
         self.head = replace(style, bias=True).conv(channels[-1], 2 * latent_channels)
+        he_normal_(self.encoder, style.norm)
+        # Near N(0, softplus(0)) or N(0, 1) whatever the image: scales near zero would start with a
+        # divergence of 1e10.
+        weight, bias = self.head.parameters()
+        nn.init.normal_(weight, std=START_OF_HEAD / channels[-1] ** 0.5)
+        nn.init.zeros_(bias)
         self._scale = scale
         self._average_scale = average_scale
 
@@ -82,6 +90,7 @@ class Combination(nn.Module):
         rest: list[nn.Module] = list(style.unit(channels, channels, 1))[1:]
         rest += [style.unit(channels, channels, 1) for _ in range(depth - 1)]
         self.rest = nn.Sequential(*rest, replace(style, bias=True).conv(channels, out_channels))
+        he_normal_(self, style.norm)
 
     def forward(self, projected: Tensor, latent: Tensor) -> Tensor:
         """Logits from `from_features` of the features and a vector ``(N, latent_channels)``."""

@@ -84,6 +84,7 @@ class ProbabilisticUNet(Segmenter):
         self.latent_channels = latent_channels
         style = ConvStyle(spatial_dims, norm, act, bias, reversible, couplings_per_unit, arithmetic)
         self.body = UNetBody(style, in_channels, channels, depth, align_corners=align_corners)
+        he_normal_(self.body, norm)
         encoder = partial(
             VectorEncoder,
             style,
@@ -98,7 +99,6 @@ class ProbabilisticUNet(Segmenter):
         self.combination = Combination(
             style, channels[0], latent_channels, out_channels, combination_depth
         )
-        he_normal_(self)
 
     def loss(self, image: Tensor, masks: Tensor) -> LossTerms:
         """The negative evidence lower bound, with beta."""

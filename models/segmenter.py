@@ -141,7 +141,7 @@ class Segmenter(nn.Module, ABC):
             ValueError: n is below 1.
         """
         if n < 1:
-            raise ValueError(f"at least one sample must be asked for, not n={n}")
+            raise ValueError(f"n must be at least 1, not {n}")
 
     def check_masks(self, image: Tensor, masks: Tensor) -> None:
         """Refuse an image or masks that do not fit.

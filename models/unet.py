@@ -20,6 +20,7 @@ CHANNELS = (32, 64, 128, 192, 192, 192, 192)
 
 _POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
 _LINEAR = {2: "bilinear", 3: "trilinear"}
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Encoder(nn.Module):
@@ -214,7 +215,7 @@ class UNet(Segmenter):
             dropout_levels=dropout_levels,
         )
         self.head = replace(style, bias=True).conv(channels[0], out_channels)
-        he_normal_(self)
+        he_normal_(self, norm)
 
     def features(self, image: Tensor) -> list[Tensor]:
         """The maps before the classes, of all levels, the finest first."""
@@ -253,17 +254,32 @@ def refuse_wrong_levels(channels: Sequence[int], depth: int) -> None:
         raise ValueError(f"depth, the units of each level, must be at least 1, not {depth!r}")
 
 
-def he_normal_(module: nn.Module) -> None:
+def he_normal_(module: nn.Module, norm: Named | None) -> None:
     """Start convolutions with He normal weights (fan in) and zero biases.
 
     Networks without norms need it: torch's start has a sixth of the variance, and nothing would be
-    left of the image after seven levels. Reversible sequences keep torch's start: they add to a
-    stream at each coupling, which He's would double.
+    left of the image after seven levels. In reversible sequences it would be too much, for each
+    coupling adds to a stream: they keep torch's start, which without norms is divided by the
+    number of couplings' convolutions, or streams would grow by half on each level.
+
+    Args:
+        norm: of the units.
     """
     for child in module.children():
-        if isinstance(child, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        if isinstance(child, ReversibleSequence):
+            if norm is None:
+                _divide_weights(child)
+        elif isinstance(child, _CONVS):
             nn.init.kaiming_normal_(child.weight, nonlinearity="relu")
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
-        elif not isinstance(child, ReversibleSequence):
-            he_normal_(child)
+        else:
+            he_normal_(child, norm)
+
+
+def _divide_weights(module: nn.Module) -> None:
+    """Divide the weights of convolutions by the number of convolutions."""
+    convs = [m for m in module.modules() if isinstance(m, _CONVS)]
+    with torch.no_grad():
+        for conv in convs:
+            conv.weight /= len(convs)

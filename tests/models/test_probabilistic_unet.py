@@ -131,8 +131,21 @@ def test_samples_are_draws_of_the_prior():
         assert torch.equal(samples[:, k], net.combination(projected, prior.rsample()))
 
 
+@pytest.mark.parametrize("norm", [None, "batch"])
+@pytest.mark.parametrize("reversible", [False, True])
 @pytest.mark.parametrize("scale", ["softplus", "exp"])
-@pytest.mark.parametrize("factor", [1e-3, 1e3])
+def test_it_starts_near_the_standard_normal_and_even_logits(norm, reversible, scale):
+    torch.manual_seed(0)
+    options = {"norm": norm, "reversible": reversible, "scale": scale}
+    net = ProbabilisticUNet(2, 1, 2, (16,) * 7, 3, **options)
+    terms = net(torch.randn(2, 1, 64, 64), torch.randint(2, (2, 64, 64)))
+    # The latent head's features are largest in reversible networks.
+    assert terms.kl < terms.reconstruction / 10
+    assert terms.reconstruction < 4 * 64 * 64 * math.log(2)
+
+
+@pytest.mark.parametrize("scale", ["softplus", "exp"])
+@pytest.mark.parametrize("factor", [1e-3, 1e5])
 def test_bad_starts_stay_finite(scale, factor):
     torch.manual_seed(0)
     net = ProbabilisticUNet(2, 1, 2, (4, 4), 1, scale=scale)

@@ -189,7 +189,7 @@ def test_images_and_masks_that_do_not_fit_are_refused(name):
         net(image, masks + 1)
     with pytest.raises(TypeError, match="integer labels"):
         net(image, masks.float())
-    with pytest.raises(ValueError, match="n=0"):
+    with pytest.raises(ValueError, match="n must be at least 1"):
         net.sample(image, 0)
 
 
