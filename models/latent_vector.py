@@ -46,8 +46,8 @@ class VectorEncoder(nn.Module):
         self.encoder = Encoder(style, in_channels, channels, depth)
         self.head = replace(style, bias=True).conv(channels[-1], 2 * latent_channels)
         he_normal_(self.encoder, style.norm)
-        # Near N(0, softplus(0)) or N(0, 1) whatever the image: scales near zero would start with a
-        # divergence of 1e10.
+        # Near N(0, softplus(0)) or N(0, 1) whatever the image. Behind reversible rows, whose maps
+        # are larger, He's start makes scales near zero, and an enormous divergence.
         weight, bias = self.head.parameters()
         nn.init.normal_(weight, std=START_OF_HEAD / channels[-1] ** 0.5)
         nn.init.zeros_(bias)

@@ -260,7 +260,7 @@ def he_normal_(module: nn.Module, norm: Named | None) -> None:
     Networks without norms need it: torch's start has a sixth of the variance, and nothing would be
     left of the image after seven levels. In reversible sequences it would be too much, for each
     coupling adds to a stream: they keep torch's start, which without norms is divided by the
-    number of couplings' convolutions, or streams would grow by half on each level.
+    number of convolutions in the sequence, or streams would grow by half on each level.
 
     Args:
         norm: of the units.

@@ -256,3 +256,19 @@ def test_small_integers_are_masks_too(name):
         torch.manual_seed(1)
         totals.append(net(image, each).total)
     assert torch.equal(*totals)
+
+
+@pytest.mark.cuda
+def test_cuda_gives_what_the_cpu_gives(name):
+    net = built(name, dtype=torch.float64).eval()
+    image, masks = batch(dtype=torch.float64)
+    expected = [*net.prior(image), *net.posterior(image, masks)]
+    net, image, masks = net.cuda(), image.cuda(), masks.cuda()
+    found = [*net.prior(image), *net.posterior(image, masks)]
+    if name in ONE_LATENT:
+        for a, b in zip(expected, found, strict=True):
+            torch.testing.assert_close(b.mean.cpu(), a.mean)
+            torch.testing.assert_close(b.scale.cpu(), a.scale)
+    net(image, masks).total.backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+    assert net.sample(image, 2).isfinite().all()
