@@ -2,6 +2,8 @@
 
 from revgrad.models.gaussian import DiagonalGaussian
 from revgrad.models.iunet import iUNet
+from revgrad.models.probabilistic_unet import ProbabilisticUNet
 from revgrad.models.segmenter import LossTerms, Segmenter
+from revgrad.models.unet import UNet
 
-__all__ = ["DiagonalGaussian", "LossTerms", "Segmenter", "iUNet"]
+__all__ = ["DiagonalGaussian", "LossTerms", "ProbabilisticUNet", "Segmenter", "UNet", "iUNet"]

@@ -10,6 +10,8 @@ from torch import Tensor
 
 # A smaller scale makes the KL divergence of distant means overflow in float32 at bad starts.
 SMALLEST_SCALE = 1e-5
+# The squared ratio of the largest to the smallest scale, exp(40), is far inside float32.
+LARGEST_LOG_SCALE = 10.0
 
 
 class DiagonalGaussian(NamedTuple):
@@ -31,6 +33,17 @@ class DiagonalGaussian(NamedTuple):
         """
         dtype = torch.promote_types(mean.dtype, torch.float32)
         return cls(mean.to(dtype), F.softplus(unbounded.to(dtype)) + SMALLEST_SCALE)
+
+    @classmethod
+    def from_log_scale(cls, mean: Tensor, log_scale: Tensor) -> DiagonalGaussian:
+        """Take the exponential of any numbers for the scale, as the Probabilistic U-Net does.
+
+        They are clamped to +-LARGEST_LOG_SCALE: without, training may end in NaN. Both are made
+        float32 at least.
+        """
+        dtype = torch.promote_types(mean.dtype, torch.float32)
+        log_scale = log_scale.to(dtype).clamp(-LARGEST_LOG_SCALE, LARGEST_LOG_SCALE)
+        return cls(mean.to(dtype), log_scale.exp())
 
     @classmethod
     def standard_like(cls, other: DiagonalGaussian) -> DiagonalGaussian:

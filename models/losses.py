@@ -1,7 +1,23 @@
 """Training losses for segmentation."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def cross_entropy_per_image(logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy of each image, summed over its pixels: a negative log-likelihood, in nats.
+
+    Args:
+        logits: ``(N, classes, *spatial)``.
+        labels: ``(N, *spatial)``, integers below ``classes``.
+
+    Returns:
+        ``(N,)``, float32 at least, whatever autocast computed the logits in.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # A reduction inside the kernel would not be deterministic on CUDA.
+    return F.cross_entropy(logits, labels.long(), reduction="none").flatten(1).sum(1)
 
 
 def dice_cross_entropy(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from revgrad.models.gaussian import DiagonalGaussian
+from revgrad.nn import ReversibleSequence
 
 
 class LossTerms(NamedTuple):
@@ -61,6 +63,22 @@ class Segmenter(nn.Module, ABC):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.divisor = divisor
+
+    @property
+    def save_memory(self) -> bool:
+        """Whether reversible sequences compute activations back instead of storing them.
+
+        May be changed at any time; without effect where there are none.
+        """
+        return any(sequence.save_memory for sequence in self._reversible_sequences())
+
+    @save_memory.setter
+    def save_memory(self, value: bool) -> None:
+        for sequence in self._reversible_sequences():
+            sequence.save_memory = value
+
+    def _reversible_sequences(self) -> Iterator[ReversibleSequence]:
+        return (m for m in self.modules() if isinstance(m, ReversibleSequence))
 
     def forward(self, image: Tensor, masks: Tensor | None = None) -> Tensor | LossTerms:
         """One sample's logits, or with masks the loss."""
@@ -115,6 +133,15 @@ class Segmenter(nn.Module, ABC):
                 f"each spatial axis must be a multiple of {self.divisor}, the image's are "
                 f"{tuple(image.shape[2:])}: pad or crop it, or take fewer levels"
             )
+
+    def check_count(self, n: int) -> None:
+        """Refuse a number of samples below one.
+
+        Raises:
+            ValueError: n is below 1.
+        """
+        if n < 1:
+            raise ValueError(f"n must be at least 1, not {n}")
 
     def check_masks(self, image: Tensor, masks: Tensor) -> None:
         """Refuse an image or masks that do not fit.

@@ -44,3 +44,14 @@ def test_samples_have_the_mean_and_the_scale():
 def test_half_precision_is_widened():
     half = torch.zeros(1, 2, dtype=torch.bfloat16)
     assert DiagonalGaussian.from_unbounded(half, half).scale.dtype == torch.float32
+
+
+def test_log_scales_are_clamped_and_gradients_finite():
+    log_scale = torch.tensor([[-1e4, -1.0, 0.0, 1.0, 1e4]], requires_grad=True)
+    q = DiagonalGaussian.from_log_scale(torch.zeros(1, 5), log_scale)
+    torch.testing.assert_close(q.scale[:, 1:4], log_scale[:, 1:4].exp())
+    reversed_scales = DiagonalGaussian(q.mean + 1e4, q.scale.flip(1))
+    divergence = q.kl_divergence(reversed_scales)
+    divergence.sum().backward()
+    assert divergence.isfinite().all()
+    assert log_scale.grad.isfinite().all()

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from revgrad.models.losses import dice_cross_entropy
+from revgrad.models.losses import cross_entropy_per_image, dice_cross_entropy
 
 
 def test_equals_the_value_worked_out_by_hand():
@@ -20,6 +20,21 @@ def test_equals_the_value_worked_out_by_hand():
 
     assert both.item() == pytest.approx(cross_entropy + 1 - (dice_0 + dice_1) / 2)
     assert foreground.item() == pytest.approx(cross_entropy + 1 - dice_1)
+
+
+@pytest.mark.parametrize("space", [(7,), (4, 5), (2, 3, 4)])
+def test_the_cross_entropy_of_an_image_is_its_negative_log_likelihood(space):
+    logits, labels = _random(space)
+    found = cross_entropy_per_image(logits, labels)
+    distribution = torch.distributions.Categorical(logits=logits.movedim(1, -1))
+    torch.testing.assert_close(found, -distribution.log_prob(labels).flatten(1).sum(1))
+
+
+def test_the_cross_entropy_of_an_image_is_widened_and_takes_small_integers():
+    logits, labels = _random((4, 5))
+    half = cross_entropy_per_image(logits.bfloat16(), labels.to(torch.uint8))
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, cross_entropy_per_image(logits.bfloat16().float(), labels))
 
 
 @pytest.mark.parametrize("space", [(7,), (4, 5), (2, 3, 4)])

@@ -1,0 +1,274 @@
+"""What every segmentation network keeps to, whatever it is made of."""
+
+import pytest
+import torch
+
+from revgrad.models import ProbabilisticUNet, UNet
+from revgrad.models.baselines import (
+    DropoutUNet,
+    Image2ImageVAE,
+    IndependentPixels,
+    MHeads,
+    UNetEnsemble,
+)
+
+CHANNELS = (4, 6, 8)
+
+
+def small(network, **options):
+    """Makes a network of three levels: called with spatial_dims and out_channels."""
+
+    def make(spatial_dims=2, out_channels=2, **more):
+        return network(
+            spatial_dims, 1, out_channels, channels=CHANNELS, depth=2, **{**options, **more}
+        )
+
+    return make
+
+
+def independent_pixels(*args, **options):
+    return IndependentPixels(UNet(*args, **options))
+
+
+# Of each: how it is made. Another network comes in with one line.
+NETWORKS = {
+    "unet": small(UNet),
+    "unet-reversible": small(UNet, reversible=True),
+    "probabilistic": small(ProbabilisticUNet),
+    "probabilistic-reversible": small(ProbabilisticUNet, reversible=True, norm="batch"),
+    "probabilistic-exp": small(ProbabilisticUNet, scale="exp", average_scale=True),
+    "dropout": small(DropoutUNet, dropout_levels=2),
+    "ensemble": small(UNetEnsemble, members=3),
+    "m-heads": small(MHeads, heads=3),
+    "vae": small(Image2ImageVAE),
+    "independent-pixels": small(independent_pixels),
+}
+DETERMINISTIC = ("unet", "unet-reversible")
+NOT_DRAWN = (*DETERMINISTIC, "ensemble", "m-heads")  # the same samples at each call
+# One latent level, so that the prior does not depend on what is drawn.
+ONE_LATENT = ("probabilistic", "probabilistic-reversible", "probabilistic-exp", "vae")
+LATENT = ONE_LATENT
+REVERSIBLE = ("unet-reversible", "probabilistic-reversible")
+
+
+@pytest.fixture(params=NETWORKS)
+def name(request):
+    return request.param
+
+
+def batch(spatial_dims=2, out_channels=2, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    space = [8] * spatial_dims
+    image = torch.randn(2, 1, *space, generator=generator, dtype=dtype)
+    return image, torch.randint(out_channels, (2, *space), generator=generator)
+
+
+def built(name, *args, dtype=torch.float32, **options):
+    torch.manual_seed(0)
+    return NETWORKS[name](*args, **options).to(dtype)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("out_channels", [2, 5])
+def test_shapes(name, spatial_dims, out_channels):
+    net = built(name, spatial_dims, out_channels)
+    image, masks = batch(spatial_dims, out_channels)
+    space = image.shape[2:]
+    terms = net(image, masks)
+    assert terms.total.shape == ()
+    assert terms.reconstruction.dim() == terms.kl.dim() == 1
+    assert not terms.reconstruction.requires_grad and not terms.kl.requires_grad
+    terms.total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    assert net.sample(image, 3).shape == (2, 3, out_channels, *space)
+    assert net(image).shape == (2, out_channels, *space)
+    assert len(net.prior(image)) == len(net.posterior(image, masks)) == len(terms.kl)
+    if name in LATENT:
+        assert net.reconstruct(image, masks).shape == (2, out_channels, *space)
+
+
+def test_the_loss_falls_on_a_task_that_has_two_answers(name):
+    net = built(name)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    image = batch()[0][:1].repeat(2, 1, 1, 1)
+    image[:, :, 2:6, 2:6] += 2
+    answers = torch.zeros(2, 8, 8, dtype=torch.int64)
+    answers[0, 2:6, 2:6] = 1  # one annotator outlines the square, the other sees nothing
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        total = net(image, answers).total
+        total.backward()
+        optimizer.step()
+        losses.append(total.item())
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_a_seed_repeats_the_samples(name):
+    net = built(name).eval()
+    image, _ = batch()
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        draws.append(net.sample(image, 3))
+    assert torch.equal(*draws)
+
+
+def test_samples_differ_unless_the_network_is_deterministic(name):
+    net = built(name).eval()
+    samples = net.sample(batch()[0], 3)
+    assert torch.equal(samples[:, 0], samples[:, 1]) == (name in DETERMINISTIC)
+
+
+def test_a_new_call_draws_anew_where_there_is_something_to_draw(name):
+    net = built(name).eval()
+    image, _ = batch()
+    assert torch.equal(net.sample(image, 2), net.sample(image, 2)) == (name in NOT_DRAWN)
+
+
+def test_what_sees_the_image_runs_once_for_all_samples(name):
+    net = built(name).eval()
+    calls = []
+    for path, module in net.named_modules():
+        if getattr(module, "in_channels", None) == 1 and hasattr(module, "weight"):
+            module.register_forward_hook(lambda *_, path=path: calls.append(path))
+    with torch.no_grad():
+        net.sample(batch()[0], 3)
+    assert calls
+    assert len(calls) == len(set(calls))
+    assert not any("posterior" in path for path in calls)
+
+
+@pytest.mark.parametrize("name", REVERSIBLE)
+def test_recomputed_gradients_are_those_of_autograd(name):
+    net = built(name, dtype=torch.float64)
+    image, masks = batch(dtype=torch.float64)
+    found = []
+    for save_memory in (True, False):
+        net.save_memory = save_memory
+        assert net.save_memory is save_memory
+        net.zero_grad()
+        torch.manual_seed(1)
+        net(image, masks).total.backward()
+        found.append([p.grad for p in net.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_are_those_of_finite_differences(name):
+    net = built(name, act="elu", dtype=torch.float64).eval()
+    image, masks = batch(dtype=torch.float64)
+    p = next(p for p in net.parameters() if p.dim() > 1)
+
+    def loss():
+        torch.manual_seed(1)
+        return net(image, masks).total
+
+    (grad,) = torch.autograd.grad(loss(), p)
+    direction, step = torch.randn_like(p), 1e-6
+    with torch.no_grad():
+        p += step * direction
+        above = loss()
+        p -= 2 * step * direction
+        below = loss()
+    expected = (above - below) / (2 * step)
+    torch.testing.assert_close((grad * direction).sum(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_images_and_masks_that_do_not_fit_are_refused(name):
+    net = built(name)
+    image, masks = batch()
+    for call in (lambda x: net.sample(x, 1), net, lambda x: net(x, masks)):
+        with pytest.raises(ValueError, match="multiple of 4"):
+            call(image[..., :6, :6])
+        with pytest.raises(ValueError, match="expected an image"):
+            call(image[:, :, None])
+    with pytest.raises(ValueError, match="expected masks"):
+        net(image, masks[:, None])
+    with pytest.raises(ValueError, match="labels must be 0 to 1"):
+        net(image, masks + 1)
+    with pytest.raises(TypeError, match="integer labels"):
+        net(image, masks.float())
+    with pytest.raises(ValueError, match="n must be at least 1"):
+        net.sample(image, 0)
+
+
+def test_networks_without_latents_cannot_reconstruct(name):
+    if name not in LATENT:
+        with pytest.raises(TypeError, match="no latent variables"):
+            built(name).reconstruct(*batch())
+
+
+def test_a_state_dict_makes_the_same_network(name):
+    net = built(name)
+    image, masks = batch()
+    net(image, masks)  # moves running statistics
+    torch.manual_seed(5)
+    other = NETWORKS[name]()
+    other.load_state_dict(net.state_dict())
+    draws = []
+    for each in (net.eval(), other.eval()):
+        torch.manual_seed(1)
+        draws.append(each.sample(image, 3))
+    assert torch.equal(*draws)
+
+
+def test_inference_mode(name):
+    net = built(name).eval()
+    with torch.inference_mode():
+        samples = net.sample(batch()[0], 3)
+    assert samples.isfinite().all()
+
+
+def test_bfloat16_autocast_is_finite_and_its_loss_float32(name):
+    net = built(name)
+    image, masks = batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = net(image, masks)
+        samples = net.sample(image, 2)
+    assert terms.total.dtype == torch.float32
+    terms.total.backward()
+    assert samples.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", ONE_LATENT)
+def test_the_divergence_in_the_loss_is_that_of_torch(name):
+    net = built(name, dtype=torch.float64).eval()
+    image, masks = batch(dtype=torch.float64)
+    torch.manual_seed(1)
+    terms = net(image, masks)
+    torch.manual_seed(1)
+    pairs = zip(net.posterior(image, masks), net.prior(image), strict=True)
+    for kl, (q, p) in zip(terms.kl, pairs, strict=True):
+        expected = torch.distributions.kl_divergence(
+            torch.distributions.Normal(*q), torch.distributions.Normal(*p)
+        )
+        assert kl >= 0
+        torch.testing.assert_close(kl, expected.flatten(1).sum(1).mean())
+
+
+def test_small_integers_are_masks_too(name):
+    net = built(name).eval()
+    image, masks = batch()
+    totals = []
+    for each in (masks, masks.to(torch.uint8)):
+        torch.manual_seed(1)
+        totals.append(net(image, each).total)
+    assert torch.equal(*totals)
+
+
+@pytest.mark.cuda
+def test_cuda_gives_what_the_cpu_gives(name):
+    net = built(name, dtype=torch.float64).eval()
+    image, masks = batch(dtype=torch.float64)
+    expected = [*net.prior(image), *net.posterior(image, masks)]
+    net, image, masks = net.cuda(), image.cuda(), masks.cuda()
+    found = [*net.prior(image), *net.posterior(image, masks)]
+    if name in ONE_LATENT:
+        for a, b in zip(expected, found, strict=True):
+            torch.testing.assert_close(b.mean.cpu(), a.mean)
+            torch.testing.assert_close(b.scale.cpu(), a.scale)
+    net(image, masks).total.backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+    assert net.sample(image, 2).isfinite().all()
