@@ -1,4 +1,4 @@
-"""The command line: `revgrad info | demo | bench`.
+"""The command line: `revgrad info | demo | data | bench`.
 
 A command is a module with two functions: `add_arguments(parser)` declares its options and
 `main(args)` does the work and returns the exit status. The module is imported only when its
@@ -18,6 +18,10 @@ from revgrad.version import __version__
 COMMANDS = {
     "info": ("revgrad.info", "show versions, devices, kernels and what else is installed"),
     "demo": ("revgrad.models.demo", "train a small iUNet and show what its reversible form saves"),
+    "data check": (
+        "revgrad.models.data.folder.check",
+        "list all that is wrong with a folder of your own images and labels",
+    ),
     "bench sequence": (
         "revgrad.benchmarks.sequence",
         "memory and time of a reversible sequence against plain training and checkpointing",
@@ -47,7 +51,10 @@ COMMANDS = {
         "which reversible libraries compute the right gradients, case by case",
     ),
 }
-GROUPS = {"bench": "measure memory, speed and correctness"}
+GROUPS = {
+    "data": "look at your own data",
+    "bench": "measure memory, speed and correctness",
+}
 # An option that names its command by itself, where a group's command is expected.
 SHORT = {("bench", "--memory"): "capacity"}
 
