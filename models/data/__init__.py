@@ -1,8 +1,11 @@
 """Data sets that ship with the package, and readers for a user's own."""
 
+from revgrad.models.data.array_pickle import ForbiddenPickleError
 from revgrad.models.data.case import Case, CaseDataset
 from revgrad.models.data.dictionaries import CaseDictionaries, as_dictionary
 from revgrad.models.data.folder import CaseFolder, Fingerprint, FolderError, check_folder
+from revgrad.models.data.lidc_pickle import LIDCPickle
+from revgrad.models.data.phiseg_hdf5 import PHiSegHDF5
 
 __all__ = [
     "Case",
@@ -11,6 +14,9 @@ __all__ = [
     "CaseFolder",
     "Fingerprint",
     "FolderError",
+    "ForbiddenPickleError",
+    "LIDCPickle",
+    "PHiSegHDF5",
     "as_dictionary",
     "check_folder",
 ]
