@@ -145,25 +145,20 @@ class CaseFolder:
             )
         self.root = Path(root)
         self._description = read_dataset_json(self.root)
+        names = self._description.channel_names
         self.classes = self._description.classes
-        self.in_channels = len(self._description.channel_names)
+        self.in_channels = len(names)
         self.spatial_dims = spatial_dims
         self._axis = axis
         self._size = _sizes(size, spatial_dims)
-        names = self._description.channel_names
         self._schemes = [scheme_of(name, normalisation) for name in names]
+        if fingerprint is not None and len(fingerprint) != len(names):
+            raise ValueError(f"fingerprint must have {len(names)} channels")
         self._fingerprint = None if fingerprint is None else tuple(fingerprint)
-        if self._fingerprint is not None and len(self._fingerprint) != self.in_channels:
-            raise ValueError(f"fingerprint must have {self.in_channels} channels")
         self._cases, self._training = self._divide(split, ratios, seed)
         self._cached: OrderedDict[int, Arrays] = OrderedDict()
         self._cache = len(self._cases) if cache is None else max(cache, 1)
         self._items = self._list_items(min_foreground)
-        if not self._items:
-            raise ValueError(
-                f"{root}: no slice of {len(self._cases)} cases has {min_foreground} foreground "
-                "pixels: lower min_foreground"
-            )
         self.patients = tuple(self._cases[item.case].patient for item in self._items)
         self.title = (
             f"{self.root.resolve().name}, {split or 'all'}: {len(self._cases)} cases of "
@@ -176,26 +171,21 @@ class CaseFolder:
     def __getitem__(self, index: int) -> Case:
         item = self._items[index]
         files, arrays = self._cases[item.case], self._load(item.case)
-        image, annotators, spacing = arrays.image, arrays.annotators, arrays.spacing
-        facts: dict[str, Any] = {"affine": arrays.affine.tolist()}
-        name = files.name
+        name, facts = files.name, {"affine": arrays.affine.tolist(), "spacing": arrays.spacing}
+        image: NDArray[Any] = arrays.image
+        annotators = arrays.annotators
         if item.slice is not None:
-            image = image.take(item.slice, self._axis + 1)
-            annotators = annotators.take(item.slice, self._axis + 1)
-            spacing = tuple(mm for axis, mm in enumerate(spacing) if axis != self._axis)
-            facts["slice"] = item.slice
             name = f"{name}/{item.slice:03d}"
-        facts["spacing"] = spacing
+            image = np.take(image, item.slice, self._axis + 1)
+            annotators = np.take(annotators, item.slice, self._axis + 1)
+            kept = [mm for axis, mm in enumerate(arrays.spacing) if axis != self._axis]
+            facts |= {"slice": item.slice, "spacing": tuple(kept)}
         if self._size is not None:
             low = image.min(axis=tuple(range(1, image.ndim)), keepdims=True)
             image, annotators = fit(image, self._size, low), fit(annotators, self._size)
-        return Case(
-            torch.from_numpy(np.array(image, order="C")),
-            torch.from_numpy(np.array(annotators, order="C")),
-            name,
-            files.patient,
-            facts=facts,
-        )
+        # Copies: what is kept in memory must not change with what a user does to a case.
+        tensors = [torch.from_numpy(np.array(array, order="C")) for array in (image, annotators)]
+        return Case(tensors[0], tensors[1], name, files.patient, facts=facts)
 
     @property
     def fingerprint(self) -> tuple[Fingerprint, ...]:
@@ -272,6 +262,11 @@ class CaseFolder:
             else:
                 chosen = list(range(read_shape(files.images[0])[self._axis]))
             items += [_Item(case, k) for k in chosen]
+        if not items:
+            raise ValueError(
+                f"{self.root}: no slice of {len(self._cases)} cases has {min_foreground} "
+                "foreground pixels: lower min_foreground"
+            )
         return items
 
     def _foreground(self, files: CaseFiles) -> NDArray[np.int64]:

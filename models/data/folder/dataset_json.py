@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 FILE_ENDINGS = (".nii.gz", ".nii")
 
 T = TypeVar("T")
+Annotators = tuple[tuple[str, ...], dict[str, tuple[str, ...]]]
 
 
 class FolderError(ValueError):
@@ -102,7 +103,8 @@ def _parse(root: Path, content: dict[str, Any]) -> DatasetJson:
             problems.append(f"dataset.json: {key} {error}")
         return default
 
-    suffixes, exceptions = take("annotators", _annotators, ((), {}))
+    one_annotator: Annotators = ((), {})
+    suffixes, exceptions = take("annotators", _annotators, one_annotator)
     parsed = DatasetJson(
         channel_names=take("channel_names", _channel_names, ()),
         classes=take("labels", _classes, ()),
@@ -153,7 +155,7 @@ def _file_ending(value: Any) -> str:
     return str(value)
 
 
-def _annotators(value: Any) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+def _annotators(value: Any) -> Annotators:
     table = {"suffixes": value} if isinstance(value, list) else value
     if not isinstance(table, dict) or not set(table) <= {"suffixes", "cases"}:
         raise ValueError('must be a list of suffixes or {"suffixes": [...], "cases": {...}}')

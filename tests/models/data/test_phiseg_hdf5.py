@@ -1,11 +1,12 @@
 """PHiSeg's HDF5 file, from small files of its layout."""
 
-import h5py
 import numpy as np
 import pytest
 import torch
 
 from revgrad.models.data import CaseDataset, PHiSegHDF5
+
+h5py = pytest.importorskip("h5py")
 
 COUNTS = {"train": 5, "val": 2, "test": 3}
 
