@@ -111,9 +111,6 @@ class CaseFolder:
             read, over the training cases, of which all are read.
         cache: how many volumes to keep in memory; None keeps all.
 
-    Attributes:
-        fingerprint: `Fingerprint` of each channel.
-
     Raises:
         FolderError: File names or ``dataset.json`` are wrong; lists all problems. When a case is
             read: its contents are wrong.
