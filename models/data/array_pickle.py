@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import pickletools
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,8 @@ def load_arrays(path: str | os.PathLike[str]) -> Any:
     """
     try:
         with open(path, "rb") as file:
+            _check_memo(file)
+            file.seek(0)
             return _finished(_ArrayUnpickler(file, encoding="latin1").load())
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
@@ -44,6 +47,18 @@ def load_arrays(path: str | os.PathLike[str]) -> Any:
     except Exception as error:
         # A damaged stream of instructions can fail in any way.
         raise ValueError(f"{path}: cannot be read as a pickle: {error!r}") from error
+
+
+def _check_memo(file: BinaryIO) -> None:
+    """Refuse a damaged stream that would fill the memory.
+
+    Python's unpickler makes room for as many things to remember as the highest number given to
+    one: a wrong byte can ask for gigabytes. Numbers are given in turn, so none is above the count
+    of instructions.
+    """
+    for count, (instruction, argument, _) in enumerate(pickletools.genops(file)):
+        if "PUT" in instruction.name and int(argument or 0) > count:
+            raise ValueError(f"instruction {count} remembers something as number {argument}")
 
 
 class _Dtype:

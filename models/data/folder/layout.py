@@ -9,7 +9,7 @@ from pathlib import Path
 from revgrad.models.data.folder.dataset_json import DatasetJson
 from revgrad.models.data.folder.nifti import short_name
 
-PARTS = {"Tr": ("imagesTr", "labelsTr"), "Ts": ("imagesTs", "labelsTs")}
+FOLDERS = {"Tr": ("imagesTr", "labelsTr"), "Ts": ("imagesTs", "labelsTs")}
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def find_cases(
     parts: dict[str, list[CaseFiles]] = {"Tr": [], "Ts": []}
     problems: list[str] = []
     for part in parts:
-        if part == "Tr" or (root / PARTS[part][1]).is_dir():
+        if part == "Tr" or (root / FOLDERS[part][1]).is_dir():
             parts[part] = _cases_of_part(root, description, part, problems)
     problems += _unknown_names(root, description)
     shared = {case.patient for case in parts["Tr"]} & {case.patient for case in parts["Ts"]}
@@ -59,7 +59,7 @@ def _cases_of_part(
     root: Path, description: DatasetJson, part: str, problems: list[str]
 ) -> list[CaseFiles]:
     """The cases of one part; what is wrong is added to the problems."""
-    folders = [root / name for name in PARTS[part]]
+    folders = [root / name for name in FOLDERS[part]]
     if absent := [folder for folder in folders if not folder.is_dir()]:
         problems += [f"{folder.name}: no such folder" for folder in absent]
         return []
@@ -120,7 +120,7 @@ def _unknown_names(root: Path, description: DatasetJson) -> list[str]:
     """Cases that dataset.json speaks of and that have no image."""
     known = {
         name
-        for images, _ in PARTS.values()
+        for images, _ in FOLDERS.values()
         for name in _case_names(root / images, description.file_ending)
     }
     tables = {"annotators": description.exceptions, "patients": description.patients}

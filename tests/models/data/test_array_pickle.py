@@ -153,6 +153,14 @@ def test_a_pickle_cannot_change_what_the_next_one_gets(tmp_path):
     assert not any(hasattr(function, "poison") for function in array_pickle._ALLOWED.values())
 
 
+@pytest.mark.parametrize("put", [b"r\x00\x00\x00\x7f", b"p2130706432\n"])
+def test_damage_cannot_fill_the_memory(tmp_path, put):
+    # Python's unpickler would set aside 32 GiB for the number 0x7f000000.
+    (tmp_path / "a.pickle").write_bytes(b"\x80\x02}" + put + b".")
+    with pytest.raises(ValueError, match="instruction 2 remembers something as number 2130706432"):
+        load_arrays(tmp_path / "a.pickle")
+
+
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.pickle: no such file"):
         load_arrays(tmp_path / "absent.pickle")

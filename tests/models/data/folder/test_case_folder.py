@@ -1,5 +1,7 @@
 """Cases from folders: what comes out is what the files hold, and what is wrong has a name."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -193,3 +195,9 @@ def test_files_lists_paths_for_monai(folder):
     assert files[1]["case"] == files[1]["patient"] == "Tr1"
     assert files[1]["image"] == [str(folder.root / "imagesTr/Tr1_0000.nii.gz")]
     assert files[1]["label"] == [str(folder.root / f"labelsTr/Tr1_r{i}.nii.gz") for i in (1, 2)]
+
+
+def test_a_folder_goes_to_the_processes_of_a_loader(folder):
+    cases = CaseFolder(folder.root)
+    copy = pickle.loads(pickle.dumps(cases))
+    assert torch.equal(copy[1].image, cases[1].image)
