@@ -25,8 +25,8 @@ class LIDCPickle:
     The file is a dictionary: name -> ``image`` ``(128, 128)`` in [0, 1], ``masks``, a list of four
     ``(128, 128)`` of 0 and 1, some of which may be empty, and ``series_uid``. It has 15,096 slices
     of 875 series. Other sizes and numbers of masks are read too. Images are given out as
-    image - 0.5. Nothing in the file is run. All slices of
-    the split are kept in memory, 128 KiB each; while the file is read, all of it.
+    image - 0.5. Nothing in the file is run. The split's slices are kept in memory, 128 KiB each;
+    while the file is read, all of it.
 
     The split goes by series, which stands for the patient: the file has no other name for one.
 

@@ -71,6 +71,17 @@ def test_slices_are_those_of_the_volume(folder, axis):
     assert list(case.facts["spacing"]) == spacing
 
 
+def test_files_of_two_axes_are_one_slice(folder):
+    image, mask = folder.image(0)[..., 0], folder.mask(0, 0)[..., 0]
+    for case in range(2):
+        folder.nifti(f"imagesTr/Tr{case}_0000.nii.gz", image)
+        for number in (1, 2):
+            folder.nifti(f"labelsTr/Tr{case}_r{number}.nii.gz", mask)
+    cases = CaseFolder(folder.root, spatial_dims=2, normalisation="none")
+    assert len(cases) == 2 and (cases[1].image[0].numpy() == image.T).all()
+    assert (cases[1].annotators.numpy() == mask.T).all()
+
+
 def test_min_foreground_counts_what_any_annotator_drew(folder):
     volumes = [case.annotators for case in CaseFolder(folder.root)]
     counts = [int((v[:, k] > 0).any(0).sum()) for v in volumes for k in range(5)]
@@ -105,6 +116,28 @@ def test_labelled_test_images_are_the_test_part(folder):
 def test_test_images_without_labels_are_left_alone(folder):
     folder.nifti("imagesTs/Ts0_0000.nii.gz", folder.image(0))
     assert len(CaseFolder(folder.root)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("noNorm", lambda x: x),
+        ("MR", lambda x: (x - x.mean()) / x.std(correction=0)),
+        ("rescale_to_0_1", lambda x: (x - x.min()) / (x.max() - x.min())),
+        ("rgb_to_0_1", lambda x: x / 255),
+    ],
+)
+def test_the_name_of_a_channel_decides_on_its_normalisation(folder, name, expected):
+    folder.description(channel_names={"0": name})
+    raw = torch.from_numpy(folder.image(0).transpose(2, 1, 0).astype(np.float64))
+    assert (CaseFolder(folder.root)[0].image[0].double() - expected(raw)).abs().max() < 1e-5
+
+
+def test_a_constant_image_stays_finite(folder):
+    folder.nifti("imagesTr/Tr0_0000.nii.gz", np.full((8, 7, 5), 9, np.int16))
+    for name in ("MR", "rescale_to_0_1"):
+        folder.description(channel_names={"0": name})
+        assert (CaseFolder(folder.root)[0].image == 0).all()
 
 
 def test_ct_is_normalised_by_the_training_foreground_alone(folder):
