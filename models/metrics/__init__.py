@@ -28,6 +28,7 @@ from revgrad.models.metrics.energy_distance import (
     energy_terms,
     generalized_energy_distance,
 )
+from revgrad.models.metrics.ignored import drop_ignored
 from revgrad.models.metrics.matching import hungarian_matched_iou, optimal_assignment
 from revgrad.models.metrics.modes import mode_frequencies, switch_shares, total_variation
 from revgrad.models.metrics.volume_crps import volume_crps
@@ -46,6 +47,7 @@ __all__ = [
     "calibration_bins",
     "calibration_gap",
     "diversity",
+    "drop_ignored",
     "energy_terms",
     "expected_calibration_error",
     "generalized_energy_distance",
