@@ -72,7 +72,7 @@ def test_without_matplotlib_there_is_a_report_and_a_hint(tmp_path, monkeypatch, 
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [_NoMatplotlib, *sys.meta_path])
     assert main(["demo", "--quick", "--steps=2", "--threads=1", "--output", str(tmp_path)]) == 0
-    assert "pip install 'revgrad[bench]'" in capsys.readouterr().out
+    assert "pip install 'revgrad[train]'" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.json", "report.md"]
     assert ".png" not in (tmp_path / "report.md").read_text()
 
