@@ -23,7 +23,7 @@ def heights(axes):
 
 
 def values(axes):
-    return torch.tensor([line.get_ydata() for line in axes.lines])
+    return torch.tensor([line.get_ydata().tolist() for line in axes.lines])
 
 
 def test_modes_stand_in_order_of_truth_and_switches_beside_them(arguments):
