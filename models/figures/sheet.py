@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 # Of a single structure: the annotators' outlines, and the samples'.
 ANNOTATOR_COLOR, SAMPLE_COLOR = "#e69f00", "#56b4e9"
 PANEL = 1.45  # inches
+LABEL_WIDTH = 24  # characters that stand beside a panel
+_KINDS = ("annotators", "samples")
 
 MAP_TITLES = {
     "predictive_entropy": "entropy of mean",
@@ -94,9 +97,6 @@ def sheet(
     return figure
 
 
-_KINDS = ("annotators", "samples")
-
-
 def _grid(rows: Sequence[_Row], left: int, right: int) -> tuple[Figure, Any, Any]:
     """A figure, a panel for each row and column, and below those on the right one for a scale."""
     heights = [_height(row) for row in rows]
@@ -140,7 +140,7 @@ def _check(
 def _row(case: Case, probabilities: Tensor, margin: int | None, slice_axis: int) -> _Row:
     image, annotators = case.image.detach().cpu(), case.annotators.detach().cpu()
     probabilities = probabilities.detach().cpu()
-    label = case.name
+    label = fill(case.name, LABEL_WIDTH)
     if case.weights is not None:
         annotators = annotators[case.weights.cpu().argsort(descending=True, stable=True)]
     if image.ndim == 4:

@@ -82,6 +82,12 @@ def test_with_a_margin_panels_show_what_is_marked_and_the_first_one_where(case, 
     assert torch.equal(shown(found["P(nodule)"]), drawn.mean(0)[1][region])
 
 
+def test_a_long_name_is_wrapped(case, drawn):
+    long = replace(case, name="scan 85 annotation 738 slice 220")
+    label = panels(draw(long, drawn))["image"].get_ylabel()
+    assert label == "scan 85 annotation 738\nslice 220"
+
+
 def test_nothing_marked_shows_everything(case, drawn):
     nothing = replace(case, annotators=torch.zeros_like(case.annotators))
     found = panels(draw(nothing, drawn[4:], margin=3))
