@@ -207,26 +207,31 @@ def _draw_row(axes: Sequence[Axes], row: _Row, counts: Sequence[int], classes: i
     for panel in axes:
         panel.set(xticks=[], yticks=[])
         panel.spines[:].set_visible(False)
-    _show(axes[0], row.image)
-    axes[0].set_ylabel(row.label, fontsize=7)
-    rows, columns = row.region
-    if row.image[row.region].shape != row.image.shape:
-        patches = optional_import("matplotlib.patches", "train")
-        corner, size = (columns.start - 0.5, rows.start - 0.5), rows.stop - rows.start
-        axes[0].add_patch(
-            patches.Rectangle(corner, columns.stop - columns.start, size, fill=False, ec="white")
-        )
+    _draw_image(axes[0], row)
+    # Classes are colours, so what lies under them is grey.
+    under = (row.image.mean(-1) if row.image.ndim == 3 else row.image)[row.region]
     start = 1
     for kind, count, color in zip(_KINDS, counts, (ANNOTATOR_COLOR, SAMPLE_COLOR), strict=True):
         labels = getattr(row, kind)[:count]
         for panel, label_map in zip(axes[start:], labels, strict=False):
-            _show(panel, row.image[row.region])
-            _outline(
-                panel, label_map[row.region], [color] if classes == 2 else class_colors(classes - 1)
-            )
+            _show(panel, under)
+            colors = [color] if classes == 2 else class_colors(classes - 1)
+            _outline(panel, label_map[row.region], colors)
         for panel in axes[start + len(labels) : start + count]:
             panel.set_box_aspect(_height(row))  # where its title stands
         start += count
+
+
+def _draw_image(axes: Axes, row: _Row) -> None:
+    """The whole image, and where the other panels look."""
+    _show(axes, row.image)
+    axes.set_ylabel(row.label, fontsize=7)
+    rows, columns = row.region
+    width, height = columns.stop - columns.start, rows.stop - rows.start
+    if (height, width) != row.image.shape[:2]:
+        corner = columns.start - 0.5, rows.start - 0.5
+        patches = optional_import("matplotlib.patches", "train")
+        axes.add_patch(patches.Rectangle(corner, width, height, fill=False, ec="white"))
 
 
 def _show(axes: Axes, image: Tensor) -> None:
@@ -247,9 +252,9 @@ def _outline(axes: Axes, labels: Tensor, colors: Sequence[str]) -> None:
 
 
 def _painted(labels: Tensor, colors: Sequence[str]) -> Tensor:
-    """``(H, W, 4)``: the colours of the classes, half transparent over nothing else."""
+    """``(H, W, 4)``: the colours of the classes, transparent where there is none."""
     palette = torch.zeros(1 + len(colors), 4)
-    palette[1:] = _rgb(colors, alpha=0.5)
+    palette[1:] = _rgb(colors, alpha=0.6)
     return palette[_known(labels, len(palette))]
 
 

@@ -132,6 +132,8 @@ def test_classes_have_colours_and_probable_annotators_come_first(case):
     figure = draw(street, drawn, classes=("void", "road", "car", "sky"))
     found = panels(figure)
     assert shown(found["image"]).shape == (8, 10, 3)
+    under = torch.as_tensor(found["annotator 1"].images[0].get_array().filled())
+    torch.testing.assert_close(under, shown(found["image"]).mean(-1))  # grey under the colours
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["road", "car", "sky"]
     painted = {i: torch.as_tensor(found[f"annotator {i}"].images[1].get_array()) for i in (1, 2, 3)}
     assert (painted[1][..., 3] > 0).sum() == (labels[1] == 2).sum()
