@@ -172,11 +172,11 @@ def _train(network: Segmenter, training: CaseDataset, settings: AmbiguousSetting
     with _seeded(settings):
         for images, masks in _batches(training, settings):
             optimizer.zero_grad()
-            loss = network.loss(images, masks).total
-            loss.backward()
+            terms = network.loss(images, masks)
+            terms.total.backward()
             optimizer.step()
-            losses.append(loss.item())
-            progress(len(losses), f"loss {losses[-1]:.1f}")
+            losses.append(terms.total.item())
+            progress(len(losses), f"loss {losses[-1]:.1f}, KL {terms.kl.sum().item():.1f}")
     return losses
 
 

@@ -183,17 +183,23 @@ def _displayed(image: Tensor) -> Tensor:
 
 
 def _region(marked: Tensor, margin: int | None) -> tuple[slice, slice]:
-    """A square around what is marked, as far as the image goes; all of it without a margin."""
+    """A square that holds what is marked, within the image; all of it without a margin."""
     height, width = marked.shape
     if margin is None or not marked.any():
         return slice(0, height), slice(0, width)
     spans = [where.nonzero().aminmax() for where in (marked.any(1), marked.any(0))]
-    middles = [int(low + high + 1) // 2 for low, high in spans]
-    reach = max(int(high - low + 1) for low, high in spans) // 2 + 1 + margin
+    side = max(int(high - low + 1) for low, high in spans) + 2 * margin
+    (top, bottom), (left, right) = spans
     return (
-        slice(max(0, middles[0] - reach), min(height, middles[0] + reach)),
-        slice(max(0, middles[1] - reach), min(width, middles[1] + reach)),
+        _around(int(top + bottom + 1) // 2, side, height),
+        _around(int(left + right + 1) // 2, side, width),
     )
+
+
+def _around(middle: int, side: int, size: int) -> slice:
+    """So many pixels around one, moved into the image where they would reach out of it."""
+    start = max(0, min(middle - side // 2, size - side))
+    return slice(start, min(start + side, size))
 
 
 def _height(row: _Row) -> float:

@@ -74,8 +74,8 @@ def test_with_a_margin_panels_show_what_is_marked_and_the_first_one_where(case, 
     assert shown(found["image"]).shape == (32, 32)
     x, y = frame.get_xy()
     width, height = frame.get_width(), frame.get_height()
-    assert width == height == 2 * (5 + 1 + 3)
-    assert x <= 20 - 5 - 3 and x + width >= 20 + 5 + 3 and y <= 12 - 5 - 3
+    assert width == height == 11 + 2 * 3
+    assert (x, y) == (20 - 5 - 3 - 0.5, 12 - 5 - 3 - 0.5)
     for title in ("annotator 1", "sample 1", "P(nodule)", "mutual information"):
         assert shown(found[title]).shape == (height, width)
     region = (slice(int(y + 0.5), int(y + 0.5 + height)), slice(int(x + 0.5), int(x + 0.5 + width)))
@@ -86,6 +86,20 @@ def test_a_long_name_is_wrapped(case, drawn):
     long = replace(case, name="scan 85 annotation 738 slice 220")
     label = panels(draw(long, drawn))["image"].get_ylabel()
     assert label == "scan 85 annotation 738\nslice 220"
+
+
+def test_the_part_stays_square_at_the_edge_and_no_larger_than_the_image(case, drawn):
+    def moved(shift, margin):
+        annotators = case.annotators.roll(shift, (1, 2))
+        probabilities = drawn.roll(shift, (2, 3))
+        found = panels(draw(replace(case, annotators=annotators), probabilities, margin=margin))
+        (edge,) = outlines(found["annotator 3"])
+        assert len(edge.get_paths()) == 1  # all of it is inside
+        return shown(found["annotator 3"]).shape
+
+    assert moved((-7, 6), 4) == moved((13, -14), 4) == (19, 19)
+    assert moved((0, 0), 10) == (31, 31)
+    assert moved((0, 0), 11) == (32, 32)
 
 
 def test_nothing_marked_shows_everything(case, drawn):
