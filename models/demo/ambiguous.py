@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class AmbiguousSettings:
     """The configuration of a run; all of it goes into the report."""
 
-    steps: int = 300
+    steps: int = 400
     batch: int = 12
     learning_rate: float = 1e-3
     samples: int = 16  # of an image, for the energy distance
