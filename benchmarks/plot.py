@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from revgrad.benchmarks.peers import ADAPTORS
-from revgrad.optional import optional_import
+from revgrad.models.figures.canvas import empty_figure, plain_frame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ def memory_and_time(settings: Settings, rows: Sequence[Row]) -> Figure:
     _memory(memory, settings, rows)
     _time(time, rows)
     for axes in (memory, time):
-        axes.spines[["top", "right"]].set_visible(False)
+        plain_frame(axes)
     return picture
 
 
@@ -92,10 +92,7 @@ def figure(size: tuple[float, float]) -> Figure:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    made: Figure = optional_import("matplotlib.figure", "bench").Figure(
-        figsize=size, layout="constrained"
-    )
-    return made
+    return empty_figure(*size, extra="bench")
 
 
 def style(variant: str) -> dict[str, Any]:

@@ -4,6 +4,16 @@ from revgrad.models.gaussian import DiagonalGaussian
 from revgrad.models.iunet import iUNet
 from revgrad.models.probabilistic_unet import ProbabilisticUNet
 from revgrad.models.segmenter import LossTerms, Segmenter
+from revgrad.models.uncertainty import UncertaintyMaps, uncertainty_maps
 from revgrad.models.unet import UNet
 
-__all__ = ["DiagonalGaussian", "LossTerms", "ProbabilisticUNet", "Segmenter", "UNet", "iUNet"]
+__all__ = [
+    "DiagonalGaussian",
+    "LossTerms",
+    "ProbabilisticUNet",
+    "Segmenter",
+    "UNet",
+    "UncertaintyMaps",
+    "iUNet",
+    "uncertainty_maps",
+]

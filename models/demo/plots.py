@@ -13,6 +13,7 @@ from revgrad.models.data.organs import ORGANS
 from revgrad.models.demo.run import Outcome
 from revgrad.models.demo.slices import WINDOWS
 from revgrad.models.demo.train import NUDGED
+from revgrad.models.figures.canvas import empty_figure, plain_frame
 from revgrad.optional import optional_import
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def draw(outcome: Outcome, folder: Path) -> None:
 
 def _training(outcome: Outcome) -> Figure:
     """Loss curves and their distance, memory and time."""
-    figure = _figure(12, 3.4)
+    figure = empty_figure(12, 3.4)
     loss, distance, memory, seconds = figure.subplots(1, 4, width_ratios=(3, 3, 1.5, 1.5))
     _losses(loss, outcome.losses)
     _distances(distance, outcome)
@@ -48,7 +49,7 @@ def _training(outcome: Outcome) -> Figure:
     times = {variant: 1000 * median(values) for variant, values in outcome.seconds.items()}
     _bars(seconds, "Time of a step, ms", times)
     for axes in (loss, distance, memory, seconds):
-        axes.spines[["top", "right"]].set_visible(False)
+        plain_frame(axes)
     return figure
 
 
@@ -89,7 +90,7 @@ def _predictions(outcome: Outcome) -> Figure:
     slices = outcome.held_out
     count = len(slices.numbers)
     shown = [(2 * row + 1) * count // (2 * _ROWS) for row in range(_ROWS)]
-    figure = _figure(9, 8.6)
+    figure = empty_figure(9, 8.6)
     grid = figure.subplots(_ROWS, 3)
     for row, i in zip(grid, shown, strict=True):
         overlays = (None, slices.labels[i], outcome.predictions["reversible"][i])
@@ -110,7 +111,7 @@ def _predictions(outcome: Outcome) -> Figure:
 
 def _slice(axes: Axes, image: Tensor, labels: Tensor | None) -> None:
     """One slice (H, W) in grey, with its labels (H, W) in colour over it."""
-    colors = optional_import("matplotlib.colors", "bench")
+    colors = optional_import("matplotlib.colors", "train")
     axes.imshow(image.numpy(), cmap="gray", vmin=-1, vmax=1)
     if labels is not None:
         palette = colors.ListedColormap([(0, 0, 0, 0), *_ORGAN_COLORS])
@@ -122,7 +123,7 @@ def _slice(axes: Axes, image: Tensor, labels: Tensor | None) -> None:
 
 
 def _legend(figure: Figure, dice: Mapping[str, float]) -> None:
-    patches = optional_import("matplotlib.patches", "bench")
+    patches = optional_import("matplotlib.patches", "train")
     handles = [
         patches.Patch(facecolor=color, edgecolor="0.5", label=f"{organ}  {dice[organ]:.2f}")
         for organ, color in zip(ORGANS, _ORGAN_COLORS, strict=True)
@@ -134,10 +135,3 @@ def _legend(figure: Figure, dice: Mapping[str, float]) -> None:
         frameon=False,
         title="Dice of the prediction over all held-out slices",
     )
-
-
-def _figure(width: float, height: float) -> Figure:
-    """An empty figure that needs no display and leaves pyplot's state alone."""
-    module = optional_import("matplotlib.figure", "bench")
-    figure: Figure = module.Figure(figsize=(width, height), layout="constrained")
-    return figure

@@ -85,7 +85,7 @@ def _page(facts: Mapping[str, Any], pictures: bool) -> str:
         _caution(facts),
         *(["![CT, labels and prediction](predictions.png)"] if pictures else []),
         "## Configuration and machine",
-        _table(("", ""), [*facts["configuration"].items(), *facts["machine"].items()]),
+        table(("", ""), [*facts["configuration"].items(), *facts["machine"].items()]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -108,7 +108,7 @@ def _cost_table(facts: Mapping[str, Any]) -> str:
         ("peak memory, MiB", *peaks, f"{facts['memory_ratio']:.2f}"),
         ("time of a step, ms", *times, f"{facts['time_ratio']:.2f}"),
     ]
-    return _table(("", *VARIANTS, "reversible / plain"), rows)
+    return table(("", *VARIANTS, "reversible / plain"), rows)
 
 
 def _cost_notes(facts: Mapping[str, Any]) -> str:
@@ -131,7 +131,7 @@ def _memory_table(facts: Mapping[str, Any]) -> str:
         row("gradients", "gradients"),
         row("other: batch, data set", "other"),
     ]
-    return _table(("At the peak, MiB", *VARIANTS), rows)
+    return table(("At the peak, MiB", *VARIANTS), rows)
 
 
 def _error_table(facts: Mapping[str, Any]) -> str:
@@ -139,7 +139,7 @@ def _error_table(facts: Mapping[str, Any]) -> str:
         (when, *(f"{errors[variant]:.1e}" for variant in VARIANTS))
         for when, errors in facts["gradient_errors"].items()
     ]
-    return _table(("Error of the gradients", *VARIANTS), rows)
+    return table(("Error of the gradients", *VARIANTS), rows)
 
 
 def _error_notes() -> str:
@@ -157,14 +157,14 @@ def _distance_table(facts: Mapping[str, Any]) -> str:
         ("largest distance of the losses", *(f"{value:.1e}" for value in distances.values())),
         ("held-out pixels labelled alike, %", *(f"{100 * value:.1f}" for value in same.values())),
     ]
-    return _table(("Against plain training", "reversible", "plain, weights moved"), rows)
+    return table(("Against plain training", "reversible", "plain, weights moved"), rows)
 
 
 def _dice_table(facts: Mapping[str, Any]) -> str:
     found = [facts["dice"][variant] for variant in VARIANTS]
     rows = [(organ, *(_percentage(dice[organ]) for dice in found)) for organ in ORGANS]
     rows.append(("**mean**", *(_percentage(_mean(dice.values())) for dice in found)))
-    return _table(("Dice, %", *VARIANTS), rows)
+    return table(("Dice, %", *VARIANTS), rows)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -187,7 +187,7 @@ def _caution(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """A Markdown table whose columns are aligned in the text, too."""
     cells = [[str(cell) for cell in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

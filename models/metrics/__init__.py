@@ -29,6 +29,7 @@ from revgrad.models.metrics.energy_distance import (
     generalized_energy_distance,
 )
 from revgrad.models.metrics.ged_limits import GEDLimits, ged_limits
+from revgrad.models.metrics.ignored import drop_ignored
 from revgrad.models.metrics.known_truth import KnownTruthReport, known_truth_report
 from revgrad.models.metrics.matching import hungarian_matched_iou, optimal_assignment
 from revgrad.models.metrics.modes import mode_frequencies, switch_shares, total_variation
@@ -50,6 +51,7 @@ __all__ = [
     "calibration_bins",
     "calibration_gap",
     "diversity",
+    "drop_ignored",
     "energy_terms",
     "expected_calibration_error",
     "ged_limits",

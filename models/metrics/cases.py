@@ -13,6 +13,35 @@ from torch import Tensor
 MapSets = Tensor | Sequence[Tensor]
 
 
+def split_cases(
+    value: MapSets, name: str, axes: tuple[str, ...], spatial_dims: int
+) -> tuple[list[Tensor], bool]:
+    """Split tensors of the given axes into cases; also whether it was one without a batch axis."""
+    if spatial_dims < 1:
+        raise ValueError(f"spatial_dims must be at least 1, got {spatial_dims}")
+    rank = len(axes) + spatial_dims
+    one = f"({', '.join([*axes, '*spatial'])})"
+    wanted = (
+        f"{name} must be {one} for one case, (N, {one[1:]} or a list of {one}, with "
+        f"spatial_dims={spatial_dims} image axes; got "
+    )
+    if isinstance(value, Tensor) and value.ndim not in (rank, rank + 1):
+        raise ValueError(f"{wanted}{tuple(value.shape)}")
+    if isinstance(value, Tensor) and value.ndim == rank:
+        cases, single = [value], True
+    else:
+        cases, single = list(value), False
+    if not cases:
+        raise ValueError(f"{name} hold no case")
+    for index, case in enumerate(cases):
+        if not isinstance(case, Tensor) or case.ndim != rank:
+            found = tuple(case.shape) if isinstance(case, Tensor) else type(case).__name__
+            raise ValueError(f"{wanted}{found} for case {index}")
+        if case.numel() == 0:
+            raise ValueError(f"{name} are empty: case {index} has shape {tuple(case.shape)}")
+    return cases, single
+
+
 def label_cases(
     maps: MapSets,
     name: str,
@@ -31,7 +60,7 @@ def label_cases(
         The cases, each ``(K, *spatial)``, and whether it was one case given without a batch axis.
     """
     _check_num_classes(num_classes)
-    cases, single = _split(maps, name, axes, spatial_dims)
+    cases, single = split_cases(maps, name, axes, spatial_dims)
     for part in [maps] if isinstance(maps, Tensor) else cases:
         _check_labels(part, name, num_classes)
     return [_wide_enough(case, num_classes) for case in cases], single
@@ -41,7 +70,7 @@ def probability_cases(
     probabilities: MapSets, name: str, axes: tuple[str, ...], spatial_dims: int
 ) -> tuple[list[Tensor], bool]:
     """Split class probabilities into cases; `axes` ends with the class axis, ``"C"``."""
-    cases, single = _split(probabilities, name, axes, spatial_dims)
+    cases, single = split_cases(probabilities, name, axes, spatial_dims)
     for case in cases:
         if not case.is_floating_point():
             raise TypeError(f"{name} must be class probabilities in floats, got {case.dtype}")
@@ -152,32 +181,3 @@ def _check_num_classes(num_classes: int) -> None:
         raise ValueError(
             f"at least two classes are needed, the background among them; got {num_classes}"
         )
-
-
-def _split(
-    value: MapSets, name: str, axes: tuple[str, ...], spatial_dims: int
-) -> tuple[list[Tensor], bool]:
-    """Return the cases and whether it was one without a batch axis."""
-    if spatial_dims < 1:
-        raise ValueError(f"spatial_dims must be at least 1, got {spatial_dims}")
-    rank = len(axes) + spatial_dims
-    one = f"({', '.join([*axes, '*spatial'])})"
-    wanted = (
-        f"{name} must be {one} for one case, (N, {one[1:]} or a list of {one}, with "
-        f"spatial_dims={spatial_dims} image axes; got "
-    )
-    if isinstance(value, Tensor) and value.ndim not in (rank, rank + 1):
-        raise ValueError(f"{wanted}{tuple(value.shape)}")
-    if isinstance(value, Tensor) and value.ndim == rank:
-        cases, single = [value], True
-    else:
-        cases, single = list(value), False
-    if not cases:
-        raise ValueError(f"{name} hold no case")
-    for index, case in enumerate(cases):
-        if not isinstance(case, Tensor) or case.ndim != rank:
-            found = tuple(case.shape) if isinstance(case, Tensor) else type(case).__name__
-            raise ValueError(f"{wanted}{found} for case {index}")
-        if case.numel() == 0:
-            raise ValueError(f"{name} are empty: case {index} has shape {tuple(case.shape)}")
-    return cases, single

@@ -322,10 +322,10 @@ def test_files(tmp_path):
 
 
 def test_without_matplotlib(tmp_path, monkeypatch, capsys):
-    def missing(module, extra):
+    def missing(width, height, extra):
         raise MissingExtraError("matplotlib is not installed")
 
-    monkeypatch.setattr(plot, "optional_import", missing)
+    monkeypatch.setattr(plot, "empty_figure", missing)
     plan = small(variants=(EXACT,))
     page = report.write(plan, [row(EXACT, 20, 0, 1e-6)], machine.facts(), tmp_path)
     assert capsys.readouterr().out == "No picture: matplotlib is not installed\n"
