@@ -2,6 +2,7 @@
 
 from revgrad.models.gaussian import DiagonalGaussian
 from revgrad.models.iunet import iUNet
+from revgrad.models.phiseg import PHiSeg, RevPHiSeg
 from revgrad.models.segmenter import LossTerms, Segmenter
 
-__all__ = ["DiagonalGaussian", "LossTerms", "Segmenter", "iUNet"]
+__all__ = ["DiagonalGaussian", "LossTerms", "PHiSeg", "RevPHiSeg", "Segmenter", "iUNet"]
