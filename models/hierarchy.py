@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -23,6 +24,8 @@ from revgrad.nn import Recompute
 _POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 _LINEAR = {2: "bilinear", 3: "trilinear"}
 _CONVOLVE = {2: F.conv2d, 3: F.conv3d}
+
+Parts = tuple[Tensor, ...]
 
 # Of the maps between z and what is made of it, by the channels of the finest resolution.
 WIDTH_OF_LATENTS = 2
@@ -63,7 +66,7 @@ class Plan:
         return nn.Upsample(scale_factor=2, mode=mode, align_corners=True)
 
     def recomputed(self, module: nn.Module) -> Recompute:
-        """The glue, stored or not."""
+        """Glue, stored or not."""
         return Recompute(module, save_memory=self.recompute_glue)
 
 
@@ -82,8 +85,15 @@ class Stage(nn.Module):
         self, plan: Plan, in_channels: int, out_channels: int, depth: int, *before: nn.Module
     ) -> None:
         super().__init__()
-        entry, self.blocks = _entry_and_blocks(plan.style, in_channels, out_channels, depth)
-        self.glue = plan.recomputed(nn.Sequential(*before, *entry))
+        row = plan.style.row(in_channels, out_channels, depth)
+        entry: list[nn.Module] = []
+        if plan.style.reversible:
+            *first, self.blocks = row
+            entry = [part for unit in first for part in unit.children()]
+        else:
+            self.blocks = row
+        glue = nn.Sequential(*before, *entry)
+        self.glue = plan.recomputed(glue) if len(glue) else glue
 
     def forward(self, x: Tensor) -> Tensor:
         """Glue, then row."""
@@ -103,18 +113,21 @@ class Encoder(nn.Module):
         channels, style = plan.channels, plan.style
         pool = _POOL[style.spatial_dims]
         widths = (in_channels, *channels)
-        self.stages = nn.ModuleList(
-            Stage(plan, widths[i], widths[i + 1], plan.depth, *[pool(2)] * (i > 0))
-            for i in range(len(channels))
-        )
-        self.gap = plan.gap
-        above = WIDTH_OF_LATENTS * channels[0]
+        stages: list[nn.Module] = []
+        for i, pair in enumerate(pairwise(widths)):
+            # What no latents lie on is glue too: nothing of it is kept.
+            above = stages if i == plan.gap else []
+            before = [*above, *[pool(2)] * (i > 0)]
+            stages = [] if i == plan.gap else stages
+            stages.append(Stage(plan, *pair, plan.depth, *before))
+        self.stages = nn.ModuleList(stages)
+        width = WIDTH_OF_LATENTS * channels[0]
         self.up = nn.ModuleList(
-            Stage(plan, plan.latent_channels, above, plan.decoder_depth, plan.upsample())
+            Stage(plan, plan.latent_channels, width, plan.decoder_depth, plan.upsample())
             for _ in range(plan.latent_levels - 1)
         )
         self.latents = nn.ModuleList(
-            Latent(plan, channels[plan.gap + level] + above * (level + 1 < plan.latent_levels))
+            Latent(plan, channels[plan.gap + level] + width * (level + 1 < plan.latent_levels))
             for level in range(plan.latent_levels)
         )
 
@@ -124,7 +137,7 @@ class Encoder(nn.Module):
         for stage in self.stages:
             x = stage(x)
             found.append(x)
-        return found[self.gap :]
+        return found
 
     def level(self, level: int, features: Tensor, below: Tensor | None) -> DiagonalGaussian:
         """The distribution of a level, given its features and the z of the next deeper one."""
@@ -173,54 +186,62 @@ class Likelihood(nn.Module):
     def forward(self, latents: Sequence[Tensor]) -> list[Tensor]:
         """Logits of each level in its own size, that of the image first."""
         *finer, z = latents
-        x = self.deepest(z)
-        logits = [self.heads[-1](x)]
+        parts: Parts = (self.deepest(z),)
+        logits = [_convolved(self.heads[-1], parts)]
         for level in reversed(range(len(finer))):
-            x = self.merges[level](x, finer[level])
-            logits.insert(0, self.heads[level](x))
+            parts = self.merges[level](parts, finer[level])
+            logits.insert(0, _convolved(self.heads[level], parts))
         return logits
 
 
 class Merge(nn.Module):
-    """What comes from the deeper levels, upsampled, with a level's own z; then a row of units."""
+    """What comes from the deeper levels, upsampled, with a level's own z; then a row of units.
+
+    Maps are handed on as the streams of reversible rows, which together are the channels.
+    """
 
     def __init__(self, plan: Plan, level: int, below: int, width: int) -> None:
         super().__init__()
         own = plan.channels[level]
-        entry, self.blocks = _entry_and_blocks(plan.style, below + own, width, plan.decoder_depth)
-        raised = plan.recomputed(_Raised(plan, level))
-        kind = _JoinedLow if plan.recompute_glue and len(entry) else _Joined
-        self.glue = plan.recomputed(kind(plan, raised, entry))
+        self.raised = plan.recomputed(_Raised(plan, level))
+        self.upsample = plan.upsample()
+        self.lean = plan.recompute_glue and plan.style.reversible
+        style, depth = plan.style, plan.decoder_depth
+        self.entries: nn.ModuleList | None = None
+        if style.reversible:
+            units = (style.unit(below + own, width // 2, 1) for _ in range(2))
+            self.entries = nn.ModuleList(plan.recomputed(_Entry(plan, unit)) for unit in units)
+            self.blocks: nn.Module = style.row(width, width, depth)[0]
+        else:
+            self.blocks = style.row(below + own, width, depth)
 
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """The features of the next deeper level, and z of this one."""
-        return cast(Tensor, self.blocks(self.glue(x, z)))
+    def forward(self, parts: Parts, z: Tensor) -> Parts:
+        """The streams of the next deeper level, and z of this one."""
+        raised = self.raised(z)
+        if self.lean:
+            assert self.entries is not None
+            return cast(Parts, self.blocks(tuple(e(raised, *parts) for e in self.entries)))
+        joined = torch.cat((self.upsample(torch.cat(parts, 1)), raised), 1)
+        if self.entries is None:
+            return (self.blocks(joined),)
+        return cast(Parts, self.blocks(tuple(e.module.unit(joined) for e in self.entries)))
 
 
-class _Joined(nn.Module):
-    """Upsamples, joins with what is made of z, and runs the units in front of a row."""
+class _Entry(nn.Module):
+    """A 1x1 unit in front of one stream.
 
-    def __init__(self, plan: Plan, raised: nn.Module, entry: nn.Sequential) -> None:
-        super().__init__()
-        self.raised, self.upsample, self.entry = raised, plan.upsample(), entry
-        self.convolve = _CONVOLVE[plan.style.spatial_dims]
-
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        return cast(Tensor, self.entry(torch.cat((self.upsample(x), self.raised(z)), 1)))
-
-
-class _JoinedLow(_Joined):
-    """The same with the 1x1 convolution before the upsampling, for it commutes, and by parts.
-
-    So there is neither a joined map nor an upsampled one of the deeper level's width.
+    The convolution commutes with upsampling and goes by parts, so there is neither a joined map
+    nor an upsampled one of the deeper level's width.
     """
 
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        conv, *rest = self.entry
-        weight, bias = cast(Tensor, conv.weight), cast(Tensor | None, conv.bias)
-        below = x.shape[1]
-        y = self.upsample(self.convolve(x, weight[:, :below]))
-        y += self.convolve(self.raised(z), weight[:, below:], bias)
+    def __init__(self, plan: Plan, unit: nn.Sequential) -> None:
+        super().__init__()
+        self.upsample, self.unit = plan.upsample(), unit
+
+    def forward(self, raised: Tensor, *parts: Tensor) -> Tensor:
+        conv, *rest = self.unit
+        y = self.upsample(_convolved(conv, parts, bias=False))
+        y += _convolved(conv, (raised,), first=sum(p.shape[1] for p in parts))
         for module in rest:
             y = module(y)
         return cast(Tensor, y)
@@ -237,12 +258,14 @@ class _Raised(nn.Sequential):
         super().__init__(*parts)
 
 
-def _entry_and_blocks(
-    style: ConvStyle, in_channels: int, out_channels: int, depth: int
-) -> tuple[nn.Sequential, nn.Module]:
-    """A row: what changes the width first, and the rest."""
-    row = style.row(in_channels, out_channels, depth)
-    if not style.reversible:
-        return nn.Sequential(), row
-    *entry, blocks = row  # at most one unit before the blocks
-    return nn.Sequential(*(entry[0].children() if entry else ())), blocks
+def _convolved(conv: nn.Module, parts: Parts, first: int = 0, bias: bool = True) -> Tensor:
+    """A 1x1 convolution of parts of its input, the first of which starts at channel `first`."""
+    weight, added = cast(Tensor, conv.weight), cast("Tensor | None", conv.bias)
+    convolve = _CONVOLVE[weight.dim() - 2]
+    total = None
+    for part in parts:
+        end = first + part.shape[1]
+        value = convolve(part, weight[:, first:end], added if bias and total is None else None)
+        total, first = value if total is None else total.add_(value), end
+    assert total is not None
+    return total

@@ -51,7 +51,7 @@ class PHiSeg(Segmenter):
             all. None: that of level l is ``(2**spatial_dims)**l``, for each level has so many times
             fewer numbers than the one above.
         reversible: Whether rows of units are reversible sequences, see `RevPHiSeg`.
-        couplings_per_unit: Additive couplings that stand for a unit in a reversible row.
+        couplings_per_unit: Blocks of two couplings that stand for a unit in a reversible row.
         recompute_glue: Whether what lies between the rows is run again in the backward pass instead
             of stored, 1x1 convolutions run before upsampling, and norm and activation are fused.
             The function and the state_dict are the same.

@@ -78,22 +78,23 @@ def test_the_controlled_pair_differs_in_nothing_but_the_blocks():
         plain, reversible = (PRESETS[n](2, 1, 2) for n in ("revphiseg-twin", "revphiseg"))
     assert plain.kl_weights == reversible.kl_weights
 
-    def outside_of_rows(net):
-        return {
-            name: p.shape
-            for name, p in net.named_parameters()
-            if ".blocks." not in name and ".glue." not in name
-        }
-
-    assert outside_of_rows(plain) == outside_of_rows(reversible)
+    # The same rows in the same places, and the same convolutions around them.
     rows = [
-        [n for n, _ in net.named_modules() if n.endswith(".blocks")] for net in (plain, reversible)
+        [n for n, m in net.named_modules() if n.endswith(".blocks")] for net in (plain, reversible)
     ]
     assert rows[0] == rows[1]
     for name in rows[0]:
-        units = plain.get_submodule(name)
-        couplings = reversible.get_submodule(name).layers
-        assert len(units) == len(couplings)
+        units, couplings = plain.get_submodule(name), reversible.get_submodule(name).layers
+        assert 2 * len(units) == len(couplings)
+    own = [
+        {n: p.shape for n, p in net.named_parameters() if in_both(n)} for net in (plain, reversible)
+    ]
+    assert own[0] == own[1]
+
+
+def in_both(name):
+    """Neither of a row nor of the 1x1 units that only reversible rows have before them."""
+    return not any(part in name for part in (".blocks.", ".glue.", ".entries."))
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
