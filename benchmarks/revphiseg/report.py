@@ -34,7 +34,7 @@ def tables(plan: Plan, rows: Sequence[Row]) -> str:
     return "\n\n".join(
         [
             "Activations saved by the forward pass, and the peak of a training step with Adam's "
-            "state, without the convolutions' scratch:",
+            "state, without the convolutions' scratch, in brackets with it:",
             memory,
             f"Operations and time, {plan.points[0]}:",
             time,
@@ -87,10 +87,10 @@ def _memory_lines(point: Point, rows: Sequence[Row]) -> Iterator[Line]:
             yield str(point), row.variant, row.status, "", "", "", ""
             continue
         resident = "" if row.resident is None else f"{row.resident / _MIB:.0f}"
-        cells = []
-        for value in (saved, peak):
-            share = by_base(value, row, rows)
-            cells += [f"{value(row) / _MIB:.1f}", "" if share is None else f"{share:.3f}"]
+        shares = [by_base(value, row, rows) for value in (saved, peak)]
+        less, lower = ("" if share is None else f"{share:.3f}" for share in shares)
+        whole = f"{peak(row) / _MIB:.1f} ({row.memory['peak'] / _MIB:.1f})"
+        cells = (f"{saved(row) / _MIB:.1f}", less, whole, lower)
         yield str(point), row.variant, *cells, resident
     if point in figures.PUBLISHED_MB:
         plain, reversible = figures.PUBLISHED_MB[point]

@@ -61,7 +61,7 @@ def run(plan: Plan, show: Show) -> list[Row]:
 
 def _memory(plan: Plan, point: Point, variant: str, show: Show) -> Row:
     row = Row(point, variant)
-    arguments = {"variant": variant, "classes": point.classes, "quick": plan.quick}
+    arguments: dict[str, Any] = {"variant": variant, "classes": point.classes, "quick": plan.quick}
     try:
         found = run_task("memory", plan.settings(point), worker=_WORKER, **arguments)
     except TaskError as error:
@@ -77,7 +77,7 @@ def _add_times(plan: Plan, rows: Sequence[Row], show: Show) -> None:
     """Time the variants of one point in one process."""
     point = rows[0].point
     names = [row.variant for row in rows]
-    arguments = {"classes": point.classes, "quick": plan.quick, "repeats": plan.repeats}
+    arguments: dict[str, Any] = {"classes": point.classes, "quick": plan.quick, "repeats": plan.repeats}
     try:
         rounds = run_task(
             "timing",

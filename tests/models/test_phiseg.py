@@ -223,3 +223,56 @@ def test_wrong_input_is_refused():
         net.loss(image, masks + 1)
     with pytest.raises(ValueError, match="n must be at least 1"):
         net.sample(image, 0)
+
+
+@pytest.mark.parametrize("arithmetic", ["float", "exact"])
+def test_under_autocast_saving_memory_changes_nothing(arithmetic):
+    net = made(RevPHiSeg, arithmetic=arithmetic).float()
+    image, masks = data(dtype=torch.float32)
+    found = []
+    for net.save_memory in (True, False):
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.manual_seed(2)
+            net.zero_grad()
+            total = net.loss(image, masks).total
+        total.backward()
+        assert total.dtype == torch.float32 and total.isfinite()
+        found.append([total.detach(), *(p.grad for p in net.parameters())])
+    largest = max(float(g.abs().max()) for g in found[1])
+    for saved, plain in zip(*found, strict=True):
+        torch.testing.assert_close(
+            saved, plain, rtol=0, atol=(2e-2 if arithmetic == "float" else 0) * largest
+        )
+
+
+def test_in_exact_arithmetic_the_gradients_are_those_of_ordinary_autograd_to_the_bit():
+    net = made(RevPHiSeg, arithmetic="exact").float()
+    image, masks = data(dtype=torch.float32)
+    _, saving = step(net, image, masks)
+    net.save_memory = False
+    _, plain = step(net, image, masks)
+    assert all(torch.equal(a, b) for a, b in zip(saving, plain, strict=True))
+
+
+def test_far_less_is_stored_than_by_ordinary_autograd():
+    saved = [
+        bytes_saved(made(PHiSeg, **options))
+        for options in ({}, {"reversible": True, "recompute_glue": True})
+    ]
+    assert saved[1] < saved[0] / 3
+
+
+def bytes_saved(net):
+    """What autograd keeps of a forward pass besides parameters, each storage once."""
+    own = {p.data_ptr() for p in net.parameters()}
+    sizes, held = {}, []
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes() * (storage.data_ptr() not in own)
+        held.append(storage)
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        net.loss(*data(size=64))
+    return sum(sizes.values())
