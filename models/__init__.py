@@ -2,6 +2,7 @@
 
 from revgrad.models.gaussian import DiagonalGaussian
 from revgrad.models.iunet import iUNet
+from revgrad.models.phiseg import PHiSeg, RevPHiSeg
 from revgrad.models.probabilistic_unet import ProbabilisticUNet
 from revgrad.models.segmenter import LossTerms, Segmenter
 from revgrad.models.uncertainty import UncertaintyMaps, uncertainty_maps
@@ -10,7 +11,9 @@ from revgrad.models.unet import UNet
 __all__ = [
     "DiagonalGaussian",
     "LossTerms",
+    "PHiSeg",
     "ProbabilisticUNet",
+    "RevPHiSeg",
     "Segmenter",
     "UNet",
     "UncertaintyMaps",

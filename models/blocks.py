@@ -37,8 +37,8 @@ class ConvStyle:
         act: "relu", "leakyrelu", "elu", "gelu" or "silu", or such a pair.
         bias: whether convolutions have a bias, also in front of a norm.
         reversible: whether rows of units are reversible sequences.
-        couplings_per_unit: how many additive couplings of half the channels stand for a unit. One,
-            as in RevPHiSeg, has half the unit's weights; two have its weights.
+        couplings_per_unit: how many blocks of two additive couplings of half the channels stand for
+            a unit. One, as in RevPHiSeg, has half the unit's weights; two have its weights.
         arithmetic: "float" or "exact", see `ReversibleSequence`.
     """
 
@@ -79,10 +79,9 @@ class ConvStyle:
         if in_channels != out_channels:
             parts.append(self.unit(in_channels, out_channels, 1))
         half = out_channels // 2
-        layers = [
-            AdditiveCoupling(self.unit(half, half), self.unit(half, half))
-            for _ in range(depth * self.couplings_per_unit)
-        ]
+        # One sub-network a coupling: between the two of a block, the first's input is let go.
+        count = 2 * depth * self.couplings_per_unit
+        layers = [AdditiveCoupling(self.unit(half, half)) for _ in range(count)]
         return nn.Sequential(*parts, ReversibleSequence(layers, arithmetic=self.arithmetic))
 
 

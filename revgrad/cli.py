@@ -38,6 +38,10 @@ COMMANDS = {
         "revgrad.benchmarks.iunet_table1",
         "memory and time of an iUNet by depth, beside the published figures",
     ),
+    "bench revphiseg": (
+        "revgrad.benchmarks.revphiseg",
+        "memory and time of PHiSeg and RevPHiSeg by batch, beside the published figures",
+    ),
     "bench capacity": (
         "revgrad.benchmarks.capacity",
         "the largest batch and 3D patch that fit into a budget, such as --memory 12GB",

@@ -43,9 +43,9 @@ def _first_step(settings: Settings, depth: int, variant: str) -> tuple[Step, int
     Step(variant, tiny, 2)()
     step = Step(variant, settings, depth)
     # No warm-up at full size: an allocator keeps some of what it had, and would not grow again.
-    before = _peak_resident()
+    before = peak_resident()
     step()
-    after = _peak_resident()
+    after = peak_resident()
     return step, None if before is None or after is None else after - before
 
 
@@ -118,7 +118,7 @@ def _innermost(module: nn.Module) -> nn.Module:
     return module if first is None else _innermost(first)
 
 
-def _peak_resident() -> int | None:
+def peak_resident() -> int | None:
     """Most bytes that this process has had in memory, or None where the system does not tell.
 
     Not from `getrusage` on Linux: there a new process starts with its parent's peak.

@@ -352,6 +352,7 @@ class Rewind:
             for a, g in zip(again, grads, strict=True)
             if g is not None and a.requires_grad
         ]
+        del again  # the way back needs the graph, not its results
         return self._gradients([e for e, _ in pairs], [g for _, g in pairs], leaves)
 
     def _new_leaves(self) -> list[Tensor]:

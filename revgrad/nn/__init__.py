@@ -13,6 +13,7 @@ from revgrad.nn.mixing import ChannelMixing
 from revgrad.nn.norm_act import NormAct
 from revgrad.nn.orthogonal import OrthogonalMatrices
 from revgrad.nn.orthogonal_resampling import OrthogonalDownsample, OrthogonalUpsample
+from revgrad.nn.recompute import Recompute
 from revgrad.nn.resampling import (
     HaarDownsample,
     HaarUpsample,
@@ -44,6 +45,7 @@ __all__ = [
     "PLUMatrix",
     "PixelShuffleDownsample",
     "PixelShuffleUpsample",
+    "Recompute",
     "ReversibleLayer",
     "ReversibleSequence",
     "SplitSkip",

@@ -174,10 +174,10 @@ def test_evaluations_are_counted_where_a_library_calls_forward_itself():
 
 
 def test_peak_resident_never_falls():
-    before = tasks._peak_resident()
+    before = tasks.peak_resident()
     assert before is not None and before > 2**20
     torch.ones(2**25 // 4).sum()
-    after = tasks._peak_resident()
+    after = tasks.peak_resident()
     assert after is not None and after >= before
 
 

@@ -27,7 +27,7 @@ def test_a_reversible_row_is_made_of_couplings_of_half_the_width():
     assert len(plain) == 3
     (sequence,) = reversible
     assert isinstance(sequence, ReversibleSequence)
-    assert len(sequence.layers) == 3
+    assert len(sequence.layers) == 2 * 3
     assert 2 * weights(reversible) == weights(plain)
 
 
@@ -50,3 +50,13 @@ def test_names_that_are_none_are_refused():
         make_act("tanhh")
     with pytest.raises(ValueError, match="7 channels"):
         ConvStyle(2, reversible=True).row(3, 7, 2)
+
+
+def test_two_couplings_are_a_block_of_the_paper():
+    torch.manual_seed(0)
+    (sequence,) = ConvStyle(2, reversible=True).row(4, 4, 1).double().eval()
+    f, g = (layer.f for layer in sequence.layers)
+    x1, x2 = torch.randn(2, 1, 2, 5, 5, dtype=torch.float64)
+    y1 = x1 + f(x2)
+    y2 = x2 + g(y1)
+    torch.testing.assert_close(sequence((x1, x2)), (y1, y2))
