@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from revgrad.models import ProbabilisticUNet, UNet
+from revgrad.models import PHiSeg, ProbabilisticUNet, RevPHiSeg, UNet
 from revgrad.models.baselines import (
     DropoutUNet,
     Image2ImageVAE,
@@ -37,6 +37,8 @@ NETWORKS = {
     "probabilistic": small(ProbabilisticUNet),
     "probabilistic-reversible": small(ProbabilisticUNet, reversible=True, norm="batch"),
     "probabilistic-exp": small(ProbabilisticUNet, scale="exp", average_scale=True),
+    "phiseg": small(PHiSeg, latent_levels=2, latent_depth=1, decoder_depth=1),
+    "revphiseg": small(RevPHiSeg, latent_levels=2, latent_depth=1, decoder_depth=1),
     "dropout": small(DropoutUNet, dropout_levels=2),
     "ensemble": small(UNetEnsemble, members=3),
     "m-heads": small(MHeads, heads=3),
@@ -47,8 +49,8 @@ DETERMINISTIC = ("unet", "unet-reversible")
 NOT_DRAWN = (*DETERMINISTIC, "ensemble", "m-heads")  # the same samples at each call
 # One latent level, so that the prior does not depend on what is drawn.
 ONE_LATENT = ("probabilistic", "probabilistic-reversible", "probabilistic-exp", "vae")
-LATENT = ONE_LATENT
-REVERSIBLE = ("unet-reversible", "probabilistic-reversible")
+LATENT = (*ONE_LATENT, "phiseg", "revphiseg")
+REVERSIBLE = ("unet-reversible", "probabilistic-reversible", "revphiseg")
 
 
 @pytest.fixture(params=NETWORKS)
