@@ -1,4 +1,4 @@
-"""The command line: `revgrad info | demo | bench`.
+"""The command line: `revgrad info | demo | train | evaluate | bench`.
 
 A command is a module with two functions: `add_arguments(parser)` declares its options and
 `main(args)` does the work and returns the exit status. The module is imported only when its
@@ -18,6 +18,11 @@ from revgrad.version import __version__
 COMMANDS = {
     "info": ("revgrad.info", "show versions, devices, kernels and what else is installed"),
     "demo": ("revgrad.models.demo", "train a small iUNet and show what its reversible form saves"),
+    "train": ("revgrad.models.training.command", "train a network on annotated images"),
+    "evaluate": (
+        "revgrad.models.training.evaluate",
+        "the papers' table of trained networks, with intervals over patients",
+    ),
     "bench sequence": (
         "revgrad.benchmarks.sequence",
         "memory and time of a reversible sequence against plain training and checkpointing",
