@@ -1,32 +1,20 @@
-"""What the reports of the benchmarks share: tables in Markdown, and the files of a run."""
+"""What the reports of the benchmarks share: names and files of a run."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revgrad.machine import Facts
+from revgrad.markdown import configuration as configuration
+from revgrad.markdown import table as table
 from revgrad.optional import MissingExtraError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    """A table in Markdown, aligned for the eye."""
-    cells = [[str(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells)
-
-
-def configuration(settings: Mapping[str, object], facts: Facts) -> str:
-    """Everything that a run's figures depend on, as the end of its page."""
-    rows = table(("", ""), [*settings.items(), *facts.items()])
-    return f"Configuration and machine:\n\n{rows}\n"
 
 
 def name(facts: Facts, what: str, *apart: str) -> str:

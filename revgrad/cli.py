@@ -1,4 +1,4 @@
-"""The command line: `revgrad info | demo | data | prepare | bench`.
+"""The command line: `revgrad info | demo | data | prepare | train | evaluate | bench`.
 
 A command is a module with two functions: `add_arguments(parser)` declares its options and
 `main(args)` does the work and returns the exit status. The module is imported only when its
@@ -25,6 +25,11 @@ COMMANDS = {
     "data check": (
         "revgrad.models.data.folder.check",
         "list all that is wrong with a folder of your own images and labels",
+    ),
+    "train": ("revgrad.models.training.command", "train a network on annotated images"),
+    "evaluate": (
+        "revgrad.models.training.evaluate",
+        "the papers' table of trained networks, with intervals over patients",
     ),
     "bench sequence": (
         "revgrad.benchmarks.sequence",

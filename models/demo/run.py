@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from revgrad.memory import MemoryReport
 from revgrad.models.data.organs import ORGANS, load_organs
 from revgrad.models.demo.compare import gradient_errors, organ_dice, peak_memory, predict
-from revgrad.models.demo.progress import Progress
+from revgrad.models.progress import Progress
 from revgrad.models.demo.settings import Settings
 from revgrad.models.demo.slices import WINDOWS, Slices, batches, split
 from revgrad.models.demo.train import NUDGED, VARIANTS, Trainee, nudge, repeatable, train

@@ -10,10 +10,16 @@ class Progress:
 
     On a terminal the line is written over and over; into a file or pipe goes a line at every
     tenth of the way.
+
+    Args:
+        total: steps of the whole run.
+        stream: where to; standard output by default.
+        done: steps that an earlier run took, which tell nothing of this one's pace.
     """
 
-    def __init__(self, total: int, stream: TextIO | None = None) -> None:
+    def __init__(self, total: int, stream: TextIO | None = None, done: int = 0) -> None:
         self.total = total
+        self._before = done
         self._stream = sys.stdout if stream is None else stream
         self._live = self._stream.isatty()
         self._start = time.monotonic()
@@ -34,7 +40,7 @@ class Progress:
         elapsed = time.monotonic() - self._start
         if done == self.total:
             return f"took {_clock(elapsed)}"
-        return f"{_clock(elapsed * (self.total - done) / done)} left"
+        return f"{_clock(elapsed * (self.total - done) / (done - self._before))} left"
 
 
 def _clock(seconds: float) -> str:

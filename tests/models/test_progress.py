@@ -1,6 +1,6 @@
 import io
 
-from revgrad.models.demo.progress import Progress
+from revgrad.models.progress import Progress
 
 
 class Terminal(io.StringIO):

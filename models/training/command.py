@@ -1,0 +1,108 @@
+"""``revgrad train``: train a network on annotated data."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from revgrad.models.training.batches import Augment, seed_noise
+from revgrad.models.training.config import (
+    TrainConfig,
+    add_flags,
+    given_flags,
+    read_file,
+)
+from revgrad.models.training.loop import CONFIG, Training, TrainingError
+from revgrad.models.training.registry import build_dataset, build_model
+from revgrad.models.training.seeding import Purpose
+from revgrad.optional import optional_import
+
+# What may differ when a run goes on; everything else would make it another run.
+CHANGEABLE = ("steps", "threads", "device", "output")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `revgrad train`."""
+    parser.add_argument("--config", type=Path, help="JSON or TOML file of settings; flags win")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in the output folder"
+    )
+    add_flags(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Train, or go on with training."""
+    try:
+        config = resolve(args)
+        training = prepare(config)
+        if args.resume:
+            training.resume()
+        else:
+            training.start()
+        training.run()
+    except (ValueError, OSError, TrainingError) as error:
+        print(f"revgrad train: {error}", file=sys.stderr)
+        return 1
+    print(f"{training.folder}: trained to step {training.step}, best {json.dumps(training.best)}")
+    return 0
+
+
+def resolve(args: argparse.Namespace) -> TrainConfig:
+    """The configuration from file and flags, or of the run that goes on.
+
+    Raises:
+        ValueError: A setting is unknown or wrong, or must not change in a run.
+    """
+    flags = given_flags(args)
+    if not args.resume:
+        values = read_file(args.config) if args.config else {}
+        return TrainConfig.from_mapping({**values, **flags}, str(args.config or ""))
+    if args.config:
+        raise ValueError("--resume takes its settings from the run's folder, without --config")
+    if fixed := sorted(set(flags) - set(CHANGEABLE)):
+        raise ValueError(
+            f"{', '.join(fixed)} must not change in a run; with --resume only "
+            f"{', '.join(CHANGEABLE)} are accepted"
+        )
+    output = flags.get("output", TrainConfig().output)
+    path = Path(output) / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{output} holds no run to go on with: {CONFIG} is missing")
+    before = read_file(path)
+    if flags.get("steps", before["steps"]) != before["steps"] and (
+        before["scheduler"] != "constant"
+    ):
+        raise ValueError(f"steps must not change with the {before['scheduler']} scheduler")
+    return TrainConfig.from_mapping({**before, **flags, "output": output}, str(path))
+
+
+def prepare(config: TrainConfig) -> Training:
+    """Build the data, the network and the run of a configuration."""
+    optional_import("safetensors", "train")  # before the time that training takes
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    train, val = (
+        build_dataset(config.data, split, config.seed, config.data_options)
+        for split in ("train", "val")
+    )
+    seed_noise(config.seed, Purpose.WEIGHTS)
+    network = build_model(config.model, train, config.model_options)
+    print(f"{train.title}\n{len(train)} cases to train on, {len(val)} to validate on")
+    return Training(config, network, train, val, _augmentation(config.augmentation))
+
+
+def _augmentation(name: str) -> Augment | None:
+    if name == "none":
+        return None
+    from revgrad.models import data
+
+    make: Any = getattr(data, "augmentation", None)
+    if make is None:
+        raise ValueError(f"augmentation must be none here, not {name!r}")
+    augment: Augment = make(name)
+    return augment

@@ -1,0 +1,197 @@
+"""`revgrad train` and `evaluate`: runs, kills, resumption, what is written and refused."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from revgrad import cli
+from revgrad.models.training import CheckpointError, TrainConfig, checkpoint, load_segmenter
+from revgrad.models.training.batches import Batches
+
+TOYS = Path(__file__).with_name("toys.py")
+
+
+def arguments(folder, steps=6, **options):
+    settings = {"model": "disc-net", "data": "discs", "steps": steps, "batch_size": 3}
+    settings |= {"validate_every": 2, "validation_samples": 4, "output": str(folder), **options}
+    flags = []
+    for name, value in settings.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        flags += ["--" + name.replace("_", "-"), text]
+    return ["train", *flags]
+
+
+def tensors(path):
+    held = checkpoint.load(path)
+    return {**held.weights, **{f"optimizer.{k}": v for k, v in held.optimizer.items()}}
+
+
+def same(one, other):
+    first, second = tensors(one), tensors(other)
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[name]) for name, value in first.items()
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_run_stopped_between_checkpoints_ends_in_the_same_bits(toys, tmp_path, precision):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert cli.main(arguments(whole, 7, precision=precision)) == 0
+    assert cli.main(arguments(parts, 4, precision=precision)) == 0
+    with (parts / "log.jsonl").open("a") as log:
+        log.write('{"step": 5}\n{"st')  # taken, but lost with the kill
+    assert cli.main(["train", "--resume", "--output", str(parts), "--steps", "7"]) == 0
+    assert same(whole / "latest.safetensors", parts / "latest.safetensors")
+    lines = [json.loads(line) for line in (parts / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 8))
+    assert lines[-1]["kl"] and lines[-1]["peak_bytes"] > 0 and "validation_ged" in lines[-1]
+
+
+def test_a_killed_run_resumes_to_the_bit(tmp_path):
+    steps, options = 400, {"validate_every": 3, "validation_cases": 2}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, str(TOYS)]
+    quiet = {"stdout": subprocess.DEVNULL, "timeout": 120}
+    subprocess.run([*command, *arguments(whole, steps, **options)], check=True, **quiet)
+    run = subprocess.Popen(
+        [*command, *arguments(killed, steps, **options)], stdout=subprocess.DEVNULL
+    )
+    log = killed / "log.jsonl"
+    target = random.SystemRandom().randrange(1, steps // 2)
+    while run.poll() is None and (not log.exists() or len(log.read_bytes().splitlines()) < target):
+        time.sleep(0.0005)
+    os.kill(run.pid, signal.SIGKILL)
+    assert run.wait(30) == -signal.SIGKILL, "it ended before it was killed"
+    resume = ["train", "--resume", "--output", str(killed)]
+    subprocess.run([*command, *resume], check=True, **quiet)
+    for name in ("latest.safetensors", "best.safetensors"):
+        assert same(whole / name, killed / name), f"killed near step {target}"
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_evaluate_prints_runs_and_their_paired_difference(toys, tmp_path, capsys, spatial_dims):
+    data = {"spatial_dims": spatial_dims, "known": spatial_dims == 3, "count": 4}
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for run, width in zip(runs, (4, 5), strict=True):
+        options = {"data_options": data, "model_options": {"width": width}}
+        assert cli.main(arguments(run, 2, **options)) == 0
+    assert cli.main(["evaluate", *map(str, runs), "--samples", "8"]) == 0
+    page = capsys.readouterr().out
+    for words in ("GED² (n=8)", "NCC", "ECE", "4 cases of 2 patients", "paired difference"):
+        assert words in page
+    record = json.loads((runs[0] / "evaluation.json").read_text())
+    means = [record["scores"][str(run)]["GED² (n=8)"]["mean"] for run in runs]
+    (difference,) = record["paired differences"].values()
+    assert difference["mean"] == pytest.approx(means[0] - means[1], abs=1e-12)
+    assert difference["low"] <= difference["mean"] <= difference["high"]
+
+
+def test_load_segmenter_gives_the_trained_network(toys, tmp_path):
+    assert cli.main(arguments(tmp_path, 2)) == 0
+    net = load_segmenter(tmp_path, "latest")
+    assert not net.training
+    assert net.sample(torch.zeros(1, 1, 8, 8), 3).shape == (1, 3, 2, 8, 8)
+    weights = checkpoint.load(tmp_path / "latest.safetensors").weights
+    assert all(torch.equal(value, weights[name]) for name, value in net.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(toys, tmp_path, capsys, monkeypatch):
+    assert cli.main(arguments(tmp_path, 2)) == 0
+    before = (tmp_path / "latest.safetensors").read_bytes()
+    loss = toys.DiscNet.loss
+    monkeypatch.setattr(
+        toys.DiscNet, "loss", lambda *args: loss(*args)._replace(total=torch.tensor(torch.nan))
+    )
+    assert cli.main(["train", "--resume", "--output", str(tmp_path), "--steps", "4"]) == 1
+    assert "the loss of step 3 is nan" in capsys.readouterr().err
+    assert (tmp_path / "latest.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("keep", [0, 5, 400, -1])
+def test_a_damaged_checkpoint_is_named(toys, tmp_path, keep):
+    assert cli.main(arguments(tmp_path, 2)) == 0
+    path = tmp_path / "best.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"best\.safetensors: damaged"):
+        load_segmenter(tmp_path)
+
+
+def test_foreign_and_missing_checkpoints_are_refused(tmp_path):
+    import safetensors.torch
+
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_segmenter(tmp_path)
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "best.safetensors")
+    with pytest.raises(CheckpointError, match="no checkpoint of revgrad train"):
+        load_segmenter(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path):
+    net = torch.nn.Linear(1, 1)
+    path = tmp_path / "latest.safetensors"
+    checkpoint.save(path, net, {"step": 1})
+    before = path.read_bytes()
+    torch.nn.init.constant_(net.weight, torch.inf)
+    with pytest.raises(ValueError, match="weight is not finite"):
+        checkpoint.save(path, net, {"step": 2})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model": "nonet"}, "unknown model 'nonet'; accepted are unet"),
+        ({"data": "nodata"}, "unknown data 'nodata'; accepted are lidc"),
+        ({"scheduler": "never"}, "scheduler must be one of constant"),
+        ({"model_options": {"breadth": 1}}, "model_options do not fit DiscNet"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_wrong_settings_are_named(toys, tmp_path, capsys, options, words):
+    assert cli.main(arguments(tmp_path / "run", **options)) == 1
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_flags_win_over_the_file_and_unknown_keys_are_errors(toys, tmp_path, capsys):
+    file = tmp_path / "run.toml"
+    file.write_text("lr = 0.5\nweight_decay = 0.25\n")
+    run = tmp_path / "run"
+    assert cli.main([*arguments(run, 1), "--config", str(file), "--lr", "0.125"]) == 0
+    held = TrainConfig.from_mapping(json.loads((run / "config.json").read_text()))
+    assert (held.lr, held.weight_decay, held.model) == (0.125, 0.25, "disc-net")
+    assert cli.main([*arguments(run, 1)]) == 1
+    assert "already holds a run" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "--output", str(run), "--lr", "1"]) == 1
+    assert "lr must not change in a run" in capsys.readouterr().err
+    file.write_text("rate = 1\n")
+    assert cli.main(["train", "--config", str(file)]) == 1
+    assert "run.toml: unknown rate; accepted are model" in capsys.readouterr().err
+
+
+def test_an_epoch_has_every_case_once_and_annotators_follow_their_weights(toys):
+    class Numbered(toys.Discs):
+        def __getitem__(self, index):
+            case = super().__getitem__(index)
+            image = torch.full_like(case.image, index)
+            masks = torch.arange(4).reshape(4, 1, 1).expand(4, 8, 8)
+            return type(case)(image, masks, case.name, case.patient, case.weights)
+
+    batches = Batches(Numbered("train", known=True), 5, seed=3)
+    drawn = [batches(step) for step in range(200)]
+    seen = [int(image[0, 0, 0]) for images, _ in drawn for image in images]
+    for epoch in range(100):
+        assert sorted(seen[10 * epoch : 10 * epoch + 10]) == list(range(10))
+    annotators = torch.cat([masks[:, 0, 0] for _, masks in drawn])
+    shares = annotators.bincount(minlength=4) / 1000
+    assert (shares - torch.tensor([0.4, 0.3, 0.2, 0.1])).abs().max() < 0.06
+    assert torch.equal(batches(7)[1], drawn[7][1])
