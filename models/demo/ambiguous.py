@@ -32,9 +32,9 @@ class AmbiguousSettings:
 
     steps: int = 400
     batch: int = 12
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     samples: int = 16  # of an image, for the energy distance
-    cases: int = 40  # held out, that are scored
+    cases: int = 20  # held out, that are scored
     shown: int = 4  # of these, on the sheet
     seed: int = 0
     device: str = "cpu"
