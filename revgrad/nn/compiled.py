@@ -18,7 +18,6 @@ from revgrad.autograd.scrutiny import refuse
 from revgrad.autograd.whole import run_whole
 from revgrad.errors import ReversibleError
 from revgrad.nn.layer import ReversibleLayer
-from revgrad.nn.norm_act import NormAct
 from revgrad.nn.orthogonal import OrthogonalMatrices
 from revgrad.nn.schedule import INVERT
 from revgrad.nn.sequence import ReversibleSequence, where_is
@@ -128,8 +127,6 @@ def obstacle(sequence: ReversibleSequence, saving: bool, logdet: bool) -> str | 
     ):
         return "a sequence with a parameter in two places is not traced"
     for where, layer, _ in _layers(sequence, ""):
-        if any(isinstance(m, NormAct) for m in layer.modules()):
-            return f"{where}: NormAct is not traced, as its kernels ask for strides in backward"
         if type(layer).prepare is not ReversibleLayer.prepare:
             return f"{where} starts from its first batch (`prepare`), which is not traced"
         if any(part.backward_step is None for part in layer.parts(layer.forward)):
