@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -52,6 +53,8 @@ class Shadows:
     """Makes copies without data of tensors and modules; what shared memory shares it again."""
 
     def __init__(self) -> None:
+        # The first operator on a shadow would do so, and make its tensors without data as well.
+        importlib.import_module("torch._dynamo")
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._storages: dict[int, tuple[Any, torch.UntypedStorage]] = {}
 

@@ -23,7 +23,7 @@ from revgrad.nn.schedule import INVERT
 from revgrad.nn.sequence import ReversibleSequence, where_is
 from revgrad.nn.streams import dense_streams
 from revgrad.nn.tap import Tap
-from revgrad.ops.kernels import in_transform
+from revgrad.ops.kernels import constant_when_traced, in_transform
 from revgrad.ops.precision import coarse_products
 
 # Before, the compiler takes no module for a constant, and so can't ask what stands in its way.
@@ -97,7 +97,7 @@ def run_traced_inverse(
     return torch.cat(state, sequence.split_dim) if isinstance(y, Tensor) else state
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def obstacle(sequence: ReversibleSequence, saving: bool, logdet: bool) -> str | None:
     """Why a sequence can't be traced whatever its sub-networks do, or None.
 
@@ -139,7 +139,7 @@ def obstacle(sequence: ReversibleSequence, saving: bool, logdet: bool) -> str | 
     return None
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def reads_contiguously(sequence: ReversibleSequence) -> bool:
     """Whether gradients have to be contiguous, see `gradient_strides`."""
     return may_misread_gradients(sequence)

@@ -237,7 +237,7 @@ def test_what_a_layer_keeps(steady):
 
 def test_half_of_the_way_is_used(steady):
     """Something is stored, and the more, the more memory there is."""
-    model, x = sequence(depth=12), image(2, 16, 48, 48)
+    model, x = sequence(depth=8), image(2, 16, 32, 32)
     peaks, stored = [], []
     for fraction in (0.25, 0.5, 0.75, 1.0):
         found = plan(model, x, fraction, repeats=1)

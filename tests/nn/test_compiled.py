@@ -229,8 +229,8 @@ def test_one_graph_keeps_the_saving():
         net = ReversibleSequence(layers, save_memory=save_memory).double()
         return stored(net, x, backend="aot_eager")
 
-    assert kept(8, True) == kept(3, True) <= 3 * x.nbytes
-    assert kept(8, False) > kept(3, False) + 5 * x.nbytes
+    assert kept(4, True) == kept(2, True) <= 3 * x.nbytes
+    assert kept(4, False) > kept(2, False) + 2 * x.nbytes
 
 
 def test_side_inputs_in_one_graph():
@@ -321,7 +321,7 @@ def test_other_shapes_compile_a_fixed_number_of_times():
     torch.manual_seed(0)
     net = Network(AdditiveCoupling(branch(4)), HaarDownsample(2), HaarUpsample(2)).double()
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
-    for size in (8, 12, 16, 20, 8, 12):
+    for size in (8, 12, 16, 8):
         x = drawn((2, 8, size, size))
         expect_equal(gradients(net, compiled, x), plain(net, x))
     assert counters["stats"]["unique_graphs"] == 2  # for one shape, then for all
