@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -81,8 +81,13 @@ def fits(costs, ways, allowance):
     )
 
 
+NOTHING = Cost(0, 0, 0, 0, 0, 0.0, 0.0)
+TOO_WIDE = Cost(0, 0, 0, 1, 3, 0.0, 0.0)  # stored, its own space is more than the limit
+
+
 @settings(max_examples=200, deadline=None)
 @given(costs=some_costs, allowance=st.integers(0, 120))
+@example(costs=[TOO_WIDE, NOTHING], allowance=0)
 def test_no_schedule_that_fits_is_faster(costs, allowance):
     ways = fastest(costs, allowance)
     assert fits(costs, ways, allowance)
