@@ -120,8 +120,8 @@ class Segmenter(nn.Module, ABC):
         """Refuse an image that does not fit.
 
         Raises:
-            ValueError: The shape is not (N, in_channels, *spatial), or an axis is no multiple of
-                the divisor.
+            ValueError: The shape is not ``(N, in_channels, *spatial)``, or an axis is no multiple
+                of the divisor.
         """
         if image.dim() != self.spatial_dims + 2 or image.shape[1] != self.in_channels:
             raise ValueError(

@@ -32,6 +32,14 @@ def toy_command(monkeypatch):
     return module
 
 
+def test_the_compiler_is_not_imported_before_it_is_needed():
+    """It takes as long as all of torch."""
+    code = (
+        "import sys, revgrad, revgrad.models, revgrad.cli; sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_python_dash_m_runs_the_command_line():
     result = run("--version")
     assert (result.returncode, result.stdout) == (0, f"revgrad {__version__}\n")

@@ -4,5 +4,15 @@ from .estimate import MemoryEstimate, estimate
 from .measure import MemoryReport, measure
 from .plan import Plan, plan
 from .storages import live_bytes
+from .trial import is_trial_run
 
-__all__ = ["MemoryEstimate", "MemoryReport", "Plan", "estimate", "live_bytes", "measure", "plan"]
+__all__ = [
+    "MemoryEstimate",
+    "MemoryReport",
+    "Plan",
+    "estimate",
+    "is_trial_run",
+    "live_bytes",
+    "measure",
+    "plan",
+]

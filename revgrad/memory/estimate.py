@@ -24,6 +24,7 @@ from .cuda_ways import ways_of_cuda
 from .events import Event, Kind, Timeline
 from .measure import gradient_hooks
 from .shadow import Recorder, Shadows
+from .trial import trial_run
 
 _DTYPES = (None, torch.bfloat16, torch.float16)
 
@@ -171,6 +172,7 @@ def estimate(
     with (
         ways,
         standing_for(device),
+        trial_run(),
         recorder.recording(),
         listening_to_stored(stored),
     ):

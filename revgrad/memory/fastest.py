@@ -114,7 +114,7 @@ def _after(
             continue
         reached = np.full_like(seen, -np.inf)
         reached[shift:] = seen[: len(seen) - shift] + seconds
-        reached[limits[way] // unit + 1 :] = -np.inf
+        reached[max(limits[way] // unit + 1, 0) :] = -np.inf  # below 0 not even nothing fits
         target = way != STORE
         better = reached > found[target]
         found[target][better] = reached[better]

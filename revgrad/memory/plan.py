@@ -20,6 +20,7 @@ from .estimate import estimate
 from .fastest import Cost, fastest, total
 from .layer_costs import Call, LayerCost, costs_of_layers, seconds_of, unchanged
 from .sizes import parse_bytes
+from .trial import trial_run
 
 _MIB = 1024 * 1024
 _ESTIMATES = 8  # at most, of schedules on the way to the one that fills the budget
@@ -120,7 +121,8 @@ def plan(
     Each layer is run by itself on the model's device, in each way; its schedule is the solution of
     a knapsack, see `revgrad.memory.fastest`. The peak of a training step with that schedule comes
     from `revgrad.memory.estimate`, and what is left of the budget is given out again until it is
-    used up. Parameters, their gradients, buffers and random generators are left as they are. ::
+    used up. Parameters, their gradients, buffers and random generators are left as they are; hooks
+    run, and can ask `revgrad.memory.is_trial_run`. ::
 
         print(revgrad.memory.plan(net, x, memory="2GB", optimizer=torch.optim.AdamW))
 
@@ -152,7 +154,7 @@ def plan(
     step = _Step(model, input, loss, dtype, device)
     before = {call.name: call.sequence.schedule for call in step.calls}
     try:
-        with unchanged(model, device):
+        with unchanged(model, device), trial_run():
             made = _made(step, optimizer, budget, repeats)
     finally:
         for call in step.calls:

@@ -8,9 +8,11 @@ know no autocast, and their attention always takes the way that stores all weigh
 from __future__ import annotations
 
 import copy
+import functools
+import importlib
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,14 +27,34 @@ from .events import Event, Kind
 
 aten = torch.ops.aten
 
+
+def _cast_operands(*args: Any) -> int:
+    """Bytes of the copies that the CPU makes of operands to compute in a wider type.
+
+    Under autocast a coupling adds a sub-network's half-precision value to a float32 stream. CUDA
+    casts number by number.
+    """
+    operands = [a for a in args if _is_tensor(a) and a.dim() > 0]
+    if not operands:
+        return 0
+    wide = functools.reduce(torch.promote_types, (a.dtype for a in operands))
+    return sum(a.numel() * wide.itemsize for a in operands if a.dtype != wide)
+
+
 # What operators of the CPU hold while they run, beside their results, where it is an activation.
-_INSIDE_CPU = {aten.native_batch_norm_backward.default: lambda grad, x, *_: x.nbytes}
+_INSIDE_CPU: dict[Any, Callable[..., int]] = {
+    aten.native_batch_norm_backward.default: lambda grad, x, *_: x.nbytes,
+    **dict.fromkeys((aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor), _cast_operands),
+    **dict.fromkeys((aten.add_.Tensor, aten.sub_.Tensor, aten.mul_.Tensor), _cast_operands),
+}
 
 
 class Shadows:
     """Makes copies without data of tensors and modules; what shared memory shares it again."""
 
     def __init__(self) -> None:
+        # The first operator on a shadow would do so, and make its tensors without data as well.
+        importlib.import_module("torch._dynamo")
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._storages: dict[int, tuple[Any, torch.UntypedStorage]] = {}
 
@@ -113,8 +135,9 @@ class Recorder(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, FakeTensor):
                 self.watch(leaf)
-        if func in self._inside:
-            self._pass(self._inside[func](*args))
+        inside = self._inside[func](*args) if func in self._inside else 0
+        if inside:
+            self._pass(inside)
         if func is aten.add.Tensor and _called_by_engine() and _is_tensor(args[1]):
             self._sum = self.address(result), self.address(args[0])
         return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from revgrad.autograd.inventory import known
 from revgrad.autograd.layout import is_shared
-from revgrad.autograd.protocol import Gradients, State
+from revgrad.autograd.protocol import Gradients, Part, State
 from revgrad.autograd.rewind import Rewind
 from revgrad.errors import ReversibleError
 from revgrad.nn.coupling import Coupling, expect_fitting_type
@@ -82,6 +83,12 @@ class AffineCoupling(Coupling):
         self.scale = scale
         self.clamp = float(clamp)
         self.dim = dim
+
+    def parts(self, forward: Callable[..., State]) -> tuple[Part, ...]:
+        """The change by each sub-network; all of it in one where a subclass has its own scale."""
+        if not self._belongs("_slope", ("_log_scale", "_halves")):
+            return (Part(self, forward, None),)
+        return super().parts(forward)
 
     def extra_repr(self) -> str:
         return f"scale={self.scale!r}, clamp={self.clamp}, dim={self.dim}"
@@ -176,7 +183,7 @@ class AffineCoupling(Coupling):
         return a, shift
 
     def _log_scale(self, a: Tensor) -> Tensor:
-        """The bounded log-scale."""
+        """The bounded log-scale. A subclass may give another, and its derivative in `_slope`."""
         if self.scale == "tanh":
             return self.clamp * a.tanh()
         if self.scale == "atan":

@@ -18,13 +18,12 @@ from revgrad.autograd.scrutiny import refuse
 from revgrad.autograd.whole import run_whole
 from revgrad.errors import ReversibleError
 from revgrad.nn.layer import ReversibleLayer
-from revgrad.nn.norm_act import NormAct
 from revgrad.nn.orthogonal import OrthogonalMatrices
 from revgrad.nn.schedule import INVERT
 from revgrad.nn.sequence import ReversibleSequence, where_is
 from revgrad.nn.streams import dense_streams
 from revgrad.nn.tap import Tap
-from revgrad.ops.kernels import in_transform
+from revgrad.ops.kernels import constant_when_traced, in_transform
 from revgrad.ops.precision import coarse_products
 
 # Before, the compiler takes no module for a constant, and so can't ask what stands in its way.
@@ -98,7 +97,7 @@ def run_traced_inverse(
     return torch.cat(state, sequence.split_dim) if isinstance(y, Tensor) else state
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def obstacle(sequence: ReversibleSequence, saving: bool, logdet: bool) -> str | None:
     """Why a sequence can't be traced whatever its sub-networks do, or None.
 
@@ -128,8 +127,6 @@ def obstacle(sequence: ReversibleSequence, saving: bool, logdet: bool) -> str | 
     ):
         return "a sequence with a parameter in two places is not traced"
     for where, layer, _ in _layers(sequence, ""):
-        if any(isinstance(m, NormAct) for m in layer.modules()):
-            return f"{where}: NormAct is not traced, as its kernels ask for strides in backward"
         if type(layer).prepare is not ReversibleLayer.prepare:
             return f"{where} starts from its first batch (`prepare`), which is not traced"
         if any(part.backward_step is None for part in layer.parts(layer.forward)):
@@ -142,7 +139,7 @@ def obstacle(sequence: ReversibleSequence, saving: bool, logdet: bool) -> str | 
     return None
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def reads_contiguously(sequence: ReversibleSequence) -> bool:
     """Whether gradients have to be contiguous, see `gradient_strides`."""
     return may_misread_gradients(sequence)

@@ -27,6 +27,8 @@ class Coupling(ReversibleLayer):
         g: The sub-network of the first stream.
     """
 
+    _formulas = ("forward", "inverse", "_coupled", "_uncoupled")
+
     def __init__(self, f: nn.Module, g: nn.Module | None = None) -> None:
         super().__init__()
         for name, module in (("f", f), ("g", g)):
@@ -61,7 +63,7 @@ class Coupling(ReversibleLayer):
 
     def parts(self, forward: Callable[..., State]) -> tuple[Part, ...]:
         """The change by each sub-network."""
-        if not self._belongs("parts"):
+        if not self._belongs("_undone"):
             return super().parts(forward)
         if self.g is None:
             return (Part(self.f, forward, self.backward_step),)
@@ -103,7 +105,7 @@ class Coupling(ReversibleLayer):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The step back of `_coupled`.
+        """The step back of `_coupled`. A subclass that overrides that alone gets the generic step.
 
         Args:
             rewind: See `backward_step`.

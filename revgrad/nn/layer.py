@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from revgrad.autograd.context import current_evaluator, take_place
+from revgrad.autograd.observers import current_check
 from revgrad.autograd.protocol import Gradients, Part, State
 from revgrad.autograd.recompute import version
 from revgrad.autograd.rewind import Rewind
@@ -58,6 +60,7 @@ class ReversibleLayer(nn.Module):
     exact: bool = False
     volume_preserving: bool = False
     gives_logdet: bool = False
+    _formulas: tuple[str, ...] = ("forward", "inverse")  # methods that say what is computed
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -113,16 +116,20 @@ class ReversibleLayer(nn.Module):
         The place for what shall happen once, before the tape takes note of the parameters.
         """
 
-    def _belongs(self, method: str) -> bool:
+    def _belongs(self, method: str, formulas: Sequence[str] = ()) -> bool:
         """Whether `method` was written for this class's `forward` and `inverse`, or for others.
 
         A subclass that overrides these but not the step back gets the generic step.
+
+        Args:
+            method: Its name.
+            formulas: The methods that it goes with, if not with all of `_formulas`.
         """
 
         def depth(name: str) -> int:
             return next(i for i, c in enumerate(type(self).__mro__) if name in c.__dict__)
 
-        return depth(method) <= min(depth("forward"), depth("inverse"))
+        return depth(method) <= min(map(depth, formulas or self._formulas))
 
     @property
     def is_exact(self) -> bool:
@@ -272,7 +279,9 @@ def _with_place(forward: Callable[..., State]) -> Callable[..., State]:
 class IsometricLayer(ReversibleLayer):
     """A linear layer without parameters whose inverse is its transpose.
 
-    Its gradient takes the way of its inverse.
+    Its gradient takes the way of its inverse. For any other layer that gradient is wrong: one that
+    scales by 2 would hand on a quarter of it. Under `revgrad.check_reconstruction` a layer that
+    does not keep the Euclidean norm of its streams raises a `ReversibleError`.
     """
 
     @property
@@ -285,7 +294,12 @@ class IsometricLayer(ReversibleLayer):
     ) -> tuple[State, Gradients]:
         """Invert the streams, and their gradients alike."""
         filled = rewind.filled(outputs, grads)
+        # Twice differentiable and traced code is not looked into.
+        checked = not rewind.differentiable and current_check() is not None
+        norm = _norm(outputs) if checked else None
         inputs = self.inverse(*outputs)
+        if norm is not None:
+            _expect_same_norm(norm, inputs)
         del outputs  # not to be held while the gradients are inverted
         if filled is None:
             return inputs, (None,) * len(inputs)
@@ -298,3 +312,21 @@ class IsometricLayer(ReversibleLayer):
     def parts(self, forward: Callable[..., State]) -> tuple[Part, ...]:
         """One node; the step back fits any `forward` and `inverse` that are transposes."""
         return (Part(self, forward, self.backward_step),)
+
+
+def _norm(streams: State) -> Tensor:
+    """The Euclidean norm of all streams together."""
+    floats = [to_float(s).detach() for s in streams]
+    wide = torch.promote_types(floats[0].dtype, torch.float32)
+    return torch.stack([torch.linalg.vector_norm(s, dtype=wide) for s in floats]).norm()
+
+
+def _expect_same_norm(norm: Tensor, inputs: State) -> None:
+    before = _norm(inputs)
+    rounding = torch.finfo(to_float(inputs[0]).dtype).eps ** 0.5
+    if (before - norm).abs() > rounding * torch.maximum(before, norm):
+        raise ReversibleError(
+            f"the input has the norm {before:.4g}, the output {norm:.4g}: the layer's inverse is "
+            "not its transpose, so that its gradient is wrong. Make it a ReversibleLayer, or "
+            "scale it to keep the norm"
+        )

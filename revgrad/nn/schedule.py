@@ -44,9 +44,12 @@ class Ways:
             place = place.rpartition(".")[0]
         return self._by_place.get(place, INVERT)
 
-    def plain(self) -> str | dict[str, str]:
-        """One way, if it was given for all, or a dictionary from places to ways."""
-        return self._by_place[""] if "" in self._by_place else dict(self._by_place)
+    def plain(self, places: Iterable[str]) -> str | dict[str, str]:
+        """One way, if it was given for all, or a dictionary from those of the places to ways."""
+        if "" in self._by_place:
+            return self._by_place[""]
+        known = set(places)
+        return {place: way for place, way in self._by_place.items() if place in known}
 
 
 def _by_place(given: Any, top: Sequence[str]) -> dict[str, str]:

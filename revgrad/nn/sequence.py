@@ -126,8 +126,11 @@ class ReversibleSequence(nn.Module):
 
     @property
     def schedule(self) -> str | dict[str, str]:
-        """What is kept of each layer: one way for all, or a dictionary from places to ways."""
-        return self._ways.plain()
+        """What is kept of each layer: one way for all, or a dictionary from places to ways.
+
+        Without places that a layer was deleted from.
+        """
+        return self._ways.plain(self._places())
 
     @schedule.setter
     def schedule(self, schedule: Schedule) -> None:

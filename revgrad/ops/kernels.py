@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps revgrad"
 
 _ShapeRule = Callable[..., Any]
+_Function = TypeVar("_Function", bound=Callable[..., object])
 _shape_rules: dict[str, _ShapeRule] = {}
 _PLAIN = (Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
 
@@ -46,6 +47,16 @@ class State:
 _state: State | None = None
 _warned = False
 _lock = threading.Lock()
+
+
+def constant_when_traced(function: _Function) -> _Function:
+    """Let the compiler call a function when it traces, and take the result for a constant.
+
+    `torch.compiler.assume_constant_result` says the same, but imports the compiler, which takes as
+    long as all of torch.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def shape_rule(name: str) -> Callable[[_ShapeRule], _ShapeRule]:
@@ -93,7 +104,7 @@ def _try_to_load() -> State:
     return State()
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def available() -> bool:
     """Whether the kernels run; the first time they are missed, warn and name the cure."""
     global _warned
@@ -108,7 +119,7 @@ def available() -> bool:
     return state.problem is None
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def switched_off() -> bool:
     """Whether the user asked for plain PyTorch."""
     return not load().wanted
@@ -119,7 +130,7 @@ def raw() -> Any:
     return getattr(torch.ops, NAMESPACE)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _has_device(device: str) -> bool:
     return _is_compiled_for(device)
 
@@ -139,7 +150,7 @@ def is_plain(t: Tensor, dtypes: tuple[torch.dtype, ...] = DTYPES) -> bool:
     return t.dtype in dtypes and strided and type(t) in _PLAIN
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def in_transform() -> bool:
     """Whether a transform of torch.func is at work."""
     return torch._C._functorch.maybe_current_level() is not None

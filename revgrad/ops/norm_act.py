@@ -391,7 +391,9 @@ def _same_layout(a: Tensor, b: Tensor) -> bool:
 def _suited(dy: Tensor, x: Tensor) -> Tensor:
     """`dy` with the strides of x, and its type or the accumulator's."""
     dtype = x.dtype if dy.dtype == x.dtype else _accumulator(x)
-    if dy.dtype == dtype and _same_layout(dy, x):
+    # The compiler traces a backward pass with gradients of other strides than they will have.
+    known = not torch.compiler.is_compiling()
+    if known and dy.dtype == dtype and _same_layout(dy, x):
         return dy
     return torch.empty_like(x, dtype=dtype).copy_(dy)
 

@@ -6,7 +6,18 @@ import torch
 from torch import nn
 
 import revgrad
-from revgrad import AdditiveCoupling, ReversibleError, ReversibleLayer, ReversibleSequence
+from revgrad import (
+    AdditiveCoupling,
+    HaarDownsample,
+    HaarUpsample,
+    JoinSkip,
+    OrthogonalDownsample,
+    ReversibleError,
+    ReversibleLayer,
+    ReversibleSequence,
+    SplitSkip,
+)
+from revgrad.nn import IsometricLayer
 
 
 class Unsteady(nn.Module):
@@ -82,3 +93,40 @@ def test_nothing_ran():
     with revgrad.check_reconstruction() as check:
         pass
     assert str(check) == "no reversible layer ran backward"
+
+
+class Doubling(IsometricLayer):
+    """Says that its inverse is its transpose, which it is not."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x1, x2):
+        return self.factor * x1, x2
+
+    def inverse(self, y1, y2):
+        return y1 / self.factor, y2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_isometric_layer_that_is_none_is_named(dtype):
+    net = ReversibleSequence([AdditiveCoupling(block()), Doubling(1.01)]).to(dtype)
+    x = torch.randn(2, 8, 8, 8, dtype=dtype)
+    net(x).sum().backward()  # nobody notices
+    with (
+        revgrad.check_reconstruction(),
+        pytest.raises(
+            ReversibleError, match=r"^layer 1 \(Doubling\): the input has the norm .* transpose"
+        ),
+    ):
+        net(x).sum().backward()
+
+
+@pytest.mark.parametrize("arithmetic", ["float", "exact"])
+def test_isometric_layers_that_are(arithmetic):
+    layers = [SplitSkip(), HaarDownsample(2), Doubling(-1.0), HaarUpsample(2), JoinSkip()]
+    net = ReversibleSequence([*layers, OrthogonalDownsample(8, 2)], arithmetic=arithmetic)
+    with revgrad.check_reconstruction() as check:
+        net(torch.randn(2, 8, 8, 8, requires_grad=True)).square().sum().backward()
+    assert len(check.deviations) == 6

@@ -119,7 +119,7 @@ def test_estimated_sizes_are_the_largest():
 
 
 def test_reversible_takes_more():
-    deep = replace(TINY, depth=6, budget=100 * 2**20)
+    deep = replace(TINY, depth=6, budget=50 * 2**20)
     sizes = {method: run._row(method, BATCH, deep).size for method in ("plain", "revgrad")}
     assert sizes["plain"] * 1.5 < sizes["revgrad"]
 

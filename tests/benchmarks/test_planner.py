@@ -26,20 +26,17 @@ def parsed(*options):
 @pytest.mark.timeout(300)
 def test_whole_run(tmp_path, capsys):
     options = ["--quick", "--size", "16", "--depth", "4", "--budgets", "0", "1", "--threads", "1"]
-    variants = ["--variants", "revgrad", "checkpoint"]
+    variants = ["--variants", "revgrad"]
     output = ["--output", str(tmp_path)]
     assert revgrad(["bench", "planner", *options, *variants, *output]) == 0
     (file,) = tmp_path.glob("*planner*.json")
     record, page = json.loads(file.read_text()), file.with_suffix(".md").read_text()
     rows = {(row["variant"], row["budget"]): row for row in record["rows"]}
-    assert list(rows) == [
-        ("plain", 1.0), ("revgrad", 0.0), ("revgrad", 1.0), ("checkpoint", 0.0), ("checkpoint", 1.0)
-    ]  # fmt: skip
+    assert list(rows) == [("plain", 1.0), ("revgrad", 0.0), ("revgrad", 1.0)]
     assert all(row["status"] == "measured" and row["reason"] == "" for row in rows.values())
     assert all(len(row["time"]["wall_rounds"]) == 2 for row in rows.values())
     peaks = {key: row["memory"]["peak_without_scratch"] for key, row in rows.items()}
     assert peaks["revgrad", 0.0] < peaks["plain", 1.0]
-    assert peaks["checkpoint", 1.0] == peaks["plain", 1.0]
     shown = capsys.readouterr().out
     for text in (page, shown):
         assert "| revgrad " in text and "What `revgrad.memory.plan` foretold" in text
@@ -62,6 +59,8 @@ def test_memory_grows_with_the_budget():
     for variant in ("checkpoint", "checkpoint-selective"):
         peaks = [tasks.memory(TINY, 8, variant, b)["kept_for_backward"] for b in (0.0, 0.5, 1.0)]
         assert peaks == sorted(set(peaks)), variant
+    last, plain = (tasks.memory(TINY, 8, name, 1.0) for name in ("checkpoint", "plain"))
+    assert last["peak_without_scratch"] == plain["peak_without_scratch"]
     found = tasks.plan(TINY, 8, 0.5, repeats=1)
     assert set(found["schedule"]) == {"0", "1", "2", "3"}
     peaks = [

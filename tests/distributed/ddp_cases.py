@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from itertools import cycle
 
 import torch
 import torch.distributed as dist
@@ -12,14 +13,22 @@ from revgrad import AdditiveCoupling, ReversibleError, ReversibleSequence, is_re
 from revgrad.optim import step_in_backward
 
 from .networks import (
+    EXACT_SCHEDULES,
+    FLOW_SCHEDULES,
+    SCHEDULES,
     batch,
     branch,
+    exact_gradients,
     expect_close,
+    expect_equal,
     expect_raises,
+    flow_gradients,
+    flow_gradients_of_one,
     half,
     loss,
     made,
     optimizer_of,
+    train,
     trained_by_one,
 )
 from .pair import main
@@ -41,37 +50,41 @@ OPTIONS = {
 
 def weights_are_those_of_one_process(rank, options):
     net = made()
-    ddp = DDP(net, **options)
-    optimizer = optimizer_of(net)
-    for step in range(3):
-        optimizer.zero_grad()
-        loss(ddp(half(step, rank))).backward()
-        optimizer.step()
+    train(DDP(net, **options), rank=rank)
     expect_close(net.parameters(), trained_by_one().parameters())
+
+
+def weights_with_schedules(rank):
+    expected = list(trained_by_one(steps=2).parameters())
+    for schedule, options in zip(SCHEDULES.values(), cycle(OPTIONS.values()), strict=False):
+        net = made(schedule=schedule)
+        train(DDP(net, **options), rank=rank, steps=2)
+        expect_close(net.parameters(), expected)
 
 
 def gradients_of_exact_arithmetic(rank):
     """To the bit those of DDP around ordinary autograd; with dropout and batch norm."""
-    grads, buffers = [], []
-    for save_memory in (True, False):
-        torch.manual_seed(0)
-        subs = [nn.Sequential(branch(4), nn.BatchNorm2d(4), nn.Dropout(0.3)) for _ in range(4)]
-        layers = [AdditiveCoupling(subs[0], subs[1]), AdditiveCoupling(subs[2], subs[3])]
-        net = ReversibleSequence(layers, arithmetic="exact", save_memory=save_memory)
-        ddp = DDP(net, bucket_cap_mb=0.001)
-        for step in range(2):
-            torch.manual_seed(step + 10 * rank)
-            ddp(torch.randn(2, 8, 6, 6)).square().mean().backward()
-        grads.append([p.grad for p in net.parameters()])
-        buffers.append(list(net.buffers()))
-    for a, b in zip(grads[0] + buffers[0], grads[1] + buffers[1], strict=True):
-        assert torch.equal(a, b)
+    wrap = partial(DDP, bucket_cap_mb=0.001)
+    expected = exact_gradients(wrap, rank, save_memory=False)
+    for schedule in EXACT_SCHEDULES:
+        found = exact_gradients(wrap, rank, schedule=schedule)
+        for tensors, same in zip(found, expected, strict=True):
+            expect_equal(tensors, same)
 
 
-def buckets_fire_during_the_backward_pass(rank):
-    """The buckets of a layer are handed on before the layer before it is recomputed."""
+def gradients_of_a_flow(rank):
+    expected = flow_gradients_of_one()
+    for schedule in FLOW_SCHEDULES:
+        for options in ({}, {"static_graph": True}):
+            found = flow_gradients(partial(DDP, **options), rank, schedule=schedule)
+            expect_close(found, expected)
+
+
+def buckets_fire_during_the_backward_pass(rank, way):
+    """The buckets of a layer are handed on before the layer before it is repeated."""
     layers = [AdditiveCoupling(nn.Conv2d(4, 4, 1)) for _ in range(6)]
-    net = ReversibleSequence(layers)
+    net = ReversibleSequence(layers, schedule={2: way, 3: way})
+    repeated = [i for i in range(6) if way != "store" or i not in (2, 3)]
     events = []
     for i, layer in enumerate(net):
         layer.f.register_forward_hook(
@@ -90,8 +103,11 @@ def buckets_fire_during_the_backward_pass(rank):
     for _ in range(3):  # after the first, buckets are in the order of the gradients
         events.clear()
         ddp(torch.randn(1, 8, 4, 4)).sum().backward()
-    names = ("layer", "bucket", "bucket")  # of weight and bias
-    assert events == [f"{name} {i}" for i in reversed(range(6)) for name in names]
+    assert events == [
+        f"{name} {i}"
+        for i in reversed(range(6))
+        for name in ["layer"] * (i in repeated) + ["bucket", "bucket"]  # of weight and bias
+    ]
 
 
 def accumulation_without_reducing(rank):
@@ -196,14 +212,14 @@ def a_step_before_gradients_are_averaged_is_refused(rank):
 
 
 def processes_of_their_own_may_step(rank):
-    nets = [made(), made()]
-    for net, inside in zip(nets, (True, False), strict=True):
-        optimizer = optimizer_of(net)
-        if inside:
-            step_in_backward(optimizer, local=True)
-        loss(net(half(0, rank))).backward()
-        optimizer.step()
-    assert all(map(torch.equal, *(net.parameters() for net in nets)))
+    for schedule in ("invert", *SCHEDULES.values()):
+        nets = [made(schedule=schedule), made(schedule=schedule)]
+        for net, inside in zip(nets, (True, False), strict=True):
+            optimizer = optimizer_of(net)
+            if inside:
+                step_in_backward(optimizer, local=True)
+            train(net, optimizer, rank, steps=1)
+        expect_equal(*(net.parameters() for net in nets))
 
 
 CASES = {
@@ -211,8 +227,13 @@ CASES = {
         f"weights, {name}": partial(weights_are_those_of_one_process, options=options)
         for name, options in OPTIONS.items()
     },
+    "weights, schedules": weights_with_schedules,
     "exact arithmetic": gradients_of_exact_arithmetic,
-    "buckets": buckets_fire_during_the_backward_pass,
+    "flow": gradients_of_a_flow,
+    **{
+        f"buckets, {way}": partial(buckets_fire_during_the_backward_pass, way=way)
+        for way in ("invert", "recompute", "store")
+    },
     "no_sync": accumulation_without_reducing,
     "unused sequence": a_sequence_that_is_not_used,
     "idle parameter": a_parameter_that_no_step_uses,

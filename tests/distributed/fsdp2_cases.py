@@ -30,15 +30,23 @@ from revgrad.models import iUNet
 from revgrad.optim import step_in_backward
 
 from .networks import (
+    EXACT_SCHEDULES,
+    FLOW_SCHEDULES,
+    SCHEDULES,
     Scaled,
     batch,
     branch,
+    exact_gradients,
     expect_close,
+    expect_equal,
     expect_raises,
+    flow_gradients,
+    flow_gradients_of_one,
     half,
     loss,
     made,
     optimizer_of,
+    train,
     trained_by_one,
 )
 from .pair import main
@@ -91,32 +99,42 @@ def full(tensors):
 def weights_are_those_of_one_process(rank, way):
     net = made()
     way(net)
-    optimizer = optimizer_of(net)
-    for step in range(3):
-        optimizer.zero_grad()
-        loss(net(half(step, rank))).backward()
-        optimizer.step()
+    train(net, rank=rank)
     assert all(isinstance(p, DTensor) for p in net.parameters())
     expect_close(full(net.parameters()), trained_by_one().parameters())
 
 
+def weights_with_schedules(rank, way):
+    expected = list(trained_by_one(steps=2).parameters())
+    for schedule in SCHEDULES.values():
+        net = made(schedule=schedule)
+        way(net)
+        train(net, rank=rank, steps=2)
+        expect_close(full(net.parameters()), expected)
+
+
+def layers_and_sequence(net):
+    """The sequence, and its layers one by one."""
+    for layer in net:
+        shard(layer)
+    shard(net)
+    return net
+
+
 def gradients_of_exact_arithmetic(rank):
     """To the bit those of `fully_shard` on ordinary autograd; with dropout and batch norm."""
-    grads, buffers = [], []
-    for save_memory in (True, False):
-        torch.manual_seed(0)
-        subs = [nn.Sequential(branch(4), nn.BatchNorm2d(4), nn.Dropout(0.3)) for _ in range(4)]
-        layers = [AdditiveCoupling(subs[0], subs[1]), AdditiveCoupling(subs[2], subs[3])]
-        net = ReversibleSequence(layers, arithmetic="exact", save_memory=save_memory)
-        for layer in net:
-            shard(layer)
-        shard(net)
-        torch.manual_seed(rank)
-        net(torch.randn(2, 8, 6, 6)).square().mean().backward()
-        grads.append(full(p.grad for p in net.parameters()))
-        buffers.append(list(net.buffers()))
-    for a, b in zip(grads[0] + buffers[0], grads[1] + buffers[1], strict=True):
-        assert torch.equal(a, b)
+    expected, same = exact_gradients(layers_and_sequence, rank, save_memory=False)
+    for schedule in EXACT_SCHEDULES:
+        found, buffers = exact_gradients(layers_and_sequence, rank, schedule=schedule)
+        expect_equal(full(found), full(expected))
+        expect_equal(buffers, same)
+
+
+def gradients_of_a_flow(rank):
+    expected = flow_gradients_of_one()
+    for schedule in FLOW_SCHEDULES:
+        found = flow_gradients(layers_and_sequence, rank, schedule=schedule)
+        expect_close(full(found), expected)
 
 
 def layers_without_a_root(rank):
@@ -231,28 +249,25 @@ def casts_of_the_streams_are_refused(rank):
     expect_raises(ReversibleError, words, lambda: net(torch.randn(1, 8, 4, 4)))
 
 
-def steps_inside_the_backward_pass(rank):
+def steps_inside_the_backward_pass(rank, schedules):
     """To the bit those of the optimizer afterwards; no gradient is left."""
-    nets, states, stepped = [], [], []
-    for inside in (True, False):
-        net = made()
-        each_layer(net)
-        optimizer = torch.optim.AdamW(net.parameters(), 1e-2)
-        if inside:
-            step_in_backward(optimizer, prepare=lambda p: stepped.append(id(p)))
-        for step in range(3):
-            optimizer.zero_grad()
-            loss(net(half(step, rank))).backward()
-            optimizer.step()
-        if inside:
-            assert len(stepped) == 3 * len(set(stepped)) == 3 * len(list(net.parameters()))
-            assert all(p.grad is None for p in net.parameters())
-        nets.append(net)
-        states.append(optimizer.state_dict()["state"])
-    pairs = zip(*(full(net.parameters()) for net in nets), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
-    for i, state in states[1].items():
-        assert torch.equal(states[0][i]["exp_avg"].full_tensor(), state["exp_avg"].full_tensor())
+    for schedule in schedules:
+        nets, states, stepped = [], [], []
+        for inside in (True, False):
+            net = made(schedule=schedule)
+            each_layer(net)
+            optimizer = torch.optim.AdamW(net.parameters(), 1e-2)
+            if inside:
+                step_in_backward(optimizer, prepare=lambda p, all=stepped: all.append(id(p)))
+            train(net, optimizer, rank)
+            if inside:
+                assert len(stepped) == 3 * len(set(stepped)) == 3 * len(list(net.parameters()))
+                assert all(p.grad is None for p in net.parameters())
+            nets.append(full(net.parameters()))
+            state = optimizer.state_dict()["state"]
+            states.append(full(state[i]["exp_avg"] for i in sorted(state)))
+        expect_equal(*nets)
+        expect_equal(*states)
 
 
 def sharing(save_memory=True):
@@ -331,7 +346,12 @@ CASES = {
         f"weights, {name}": partial(weights_are_those_of_one_process, way=way)
         for name, way in WAYS.items()
     },
+    **{
+        f"schedules, {name}": partial(weights_with_schedules, way=WAYS[name])
+        for name in ("sequence", "layers in layers")
+    },
     "exact arithmetic": gradients_of_exact_arithmetic,
+    "flow": gradients_of_a_flow,
     "layers without a root": layers_without_a_root,
     "accumulation": accumulation_without_reducing,
     "branch": a_branch_is_refused,
@@ -344,7 +364,10 @@ CASES = {
     "iUNet": an_iunet,
     "two backward passes": two_backward_passes,
     "inverse": the_inverse,
-    "step in backward": steps_inside_the_backward_pass,
+    "step in backward": partial(steps_inside_the_backward_pass, schedules=["invert"]),
+    "step in backward, schedules": partial(
+        steps_inside_the_backward_pass, schedules=list(SCHEDULES.values())[:3]
+    ),
 }
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -22,7 +22,15 @@ from revgrad import (
     SplitSkip,
     Tap,
 )
-from revgrad.memory import Plan, estimate, layer_costs, live_bytes, measure, plan
+from revgrad.memory import (
+    Plan,
+    estimate,
+    is_trial_run,
+    layer_costs,
+    live_bytes,
+    measure,
+    plan,
+)
 from revgrad.memory.fastest import Cost, fastest, total
 from revgrad.models import iUNet
 
@@ -73,8 +81,13 @@ def fits(costs, ways, allowance):
     )
 
 
+NOTHING = Cost(0, 0, 0, 0, 0, 0.0, 0.0)
+TOO_WIDE = Cost(0, 0, 0, 1, 3, 0.0, 0.0)  # stored, its own space is more than the limit
+
+
 @settings(max_examples=200, deadline=None)
 @given(costs=some_costs, allowance=st.integers(0, 120))
+@example(costs=[TOO_WIDE, NOTHING], allowance=0)
 def test_no_schedule_that_fits_is_faster(costs, allowance):
     ways = fastest(costs, allowance)
     assert fits(costs, ways, allowance)
@@ -166,7 +179,7 @@ def image(*shape):
 CASES = {
     "sequence": (sequence, (2, 16, 48, 48), {}),
     "exact": (lambda: sequence(8, arithmetic="exact"), (2, 16, 32, 32), {}),
-    "bfloat16": (lambda: sequence(8), (2, 16, 48, 48), {"dtype": torch.bfloat16}),
+    "bfloat16": (sequence, (2, 16, 48, 48), {"dtype": torch.bfloat16}),
     "AdamW": (sequence, (2, 16, 48, 48), {"optimizer": torch.optim.AdamW}),
     "iUNet": (lambda: iUNet(2, 1, 1, (16, 32), (1, 1)), (2, 1, 96, 96), {}),
     "sided": (Sided, (2, 1, 48, 48), {}),
@@ -196,7 +209,7 @@ def test_the_peak_is_as_predicted_and_within_the_budget(case, steady):
     make, shape, options = CASES[case]
     model = make()
     arguments = (image(*shape), torch.ones(1)) if case == "sided" else (image(*shape),)
-    tolerance = {"exact": 0.05, "bfloat16": 0.1}.get(case, 0.02)
+    tolerance = {"exact": 0.05}.get(case, 0.02)
     for fraction in (0.0, 0.4, 1.0):
         found = plan(model, arguments, fraction, repeats=1, **options)
         assert found.lowest <= found.peak <= found.budget
@@ -229,7 +242,7 @@ def test_what_a_layer_keeps(steady):
 
 def test_half_of_the_way_is_used(steady):
     """Something is stored, and the more, the more memory there is."""
-    model, x = sequence(depth=12), image(2, 16, 48, 48)
+    model, x = sequence(depth=8), image(2, 16, 32, 32)
     peaks, stored = [], []
     for fraction in (0.25, 0.5, 0.75, 1.0):
         found = plan(model, x, fraction, repeats=1)
@@ -289,6 +302,31 @@ def test_it_leaves_no_trace_but_the_schedule():
     assert list(found.schedules["body"]) == [
         "0", "1", "2", "3", "4.0", "4.1", "5", "6", "7", "8",
     ]  # fmt: skip
+
+
+def test_hooks_run_and_can_tell_that_it_is_a_trial(steady):
+    """Those that are a part of the model, as a parametrisation by hooks, have to run."""
+    net = ReversibleSequence([AdditiveCoupling(nn.Conv2d(2, 2, 1)) for _ in range(2)])
+    calls = {True: 0, False: 0}
+
+    def count(*_):
+        calls[is_trial_run()] += 1
+
+    for module in (net, net[0], net[1].f):
+        module.register_forward_hook(count)
+        module.register_full_backward_hook(count)
+    x = image(1, 4, 4, 4)
+    estimate(net, x, device="cpu")
+    found = calls.pop(True)
+    assert found > 0 == calls[False]
+    calls[True] = 0
+    plan(net, x, 0.5, repeats=1)
+    assert calls[True] > found and calls[False] == 0
+    net(x).sum().backward()
+    assert calls[False] > 0 and not is_trial_run()
+    with pytest.raises(ValueError, match="layers inverted the step takes"):
+        plan(net, x, 1, repeats=1)
+    assert not is_trial_run()
 
 
 class Flow(nn.Module):

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from revgrad import AffineCoupling, ReversibleError, ReversibleSequence, is_recomputing
+from revgrad import (
+    AdditiveCoupling,
+    AffineCoupling,
+    ReversibleError,
+    ReversibleSequence,
+    is_recomputing,
+)
 from revgrad.memory import measure
 
 from .flows import (
@@ -176,6 +182,59 @@ def test_what_a_hook_keeps_is_not_written_into(one):
     half = len(seen) // 2
     for first, again in zip(seen[:half], reversed(seen[half:]), strict=True):
         assert (first - again).abs().max() < 1e-12
+
+
+class LearnedFactor(AffineCoupling):
+    """The log-scale of RealNVP, whose factor is learned; nothing is said of its derivative."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.factor = nn.Parameter(torch.tensor(0.7))
+
+    def _log_scale(self, a):
+        return self.factor * super()._log_scale(a)
+
+
+class Soft(AffineCoupling):
+    """Another bound, with its derivative."""
+
+    def _log_scale(self, a):
+        return self.clamp * a / (1 + a.abs())
+
+    def _slope(self, a):
+        return self.clamp / (1 + a.abs()).square()
+
+
+@pytest.mark.parametrize(("kind", "nodes"), [(LearnedFactor, 1), (Soft, 2)])
+def test_a_subclass_with_a_scale_of_its_own(kind, nodes):
+    torch.manual_seed(0)
+    net = sequence([kind(sub(2), sub(2)) for _ in range(3)])
+    assert len(net[0].parts(net[0].forward)) == nodes
+    expect_same(net, torch.randn(2, 4, 3, 3, dtype=DOUBLE))
+
+
+class Half(AdditiveCoupling):
+    """Adds half of the value, but says nothing of the step back."""
+
+    def _coupled(self, stream, module, x, name, *args, **kwargs):
+        return (stream + 0.5 * self.run(module, x, *args, **kwargs),)
+
+    def _uncoupled(self, stream, module, x, name, *args, **kwargs):
+        return (stream - 0.5 * self.run(module, x, *args, **kwargs),)
+
+
+def test_a_subclass_with_a_sum_of_its_own():
+    torch.manual_seed(0)
+    net = sequence([Half(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)) for _ in range(3)])
+    assert not net[0].is_exact and not net[0].preserves_volume
+    x = torch.randn(2, 4, 3, 3, dtype=DOUBLE)
+    grads = []
+    for net.save_memory in (True, False):
+        net.zero_grad()
+        net(x).sin().sum().backward()
+        grads.append([p.grad for p in net.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert (a - b).abs().max() < 1e-12
 
 
 class Stateful(nn.Module):

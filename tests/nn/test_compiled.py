@@ -186,6 +186,39 @@ def test_a_batch_of_one_in_channels_last_in_one_graph():
     expect_equal(found, plain(net, x))
 
 
+NORM_ACTS = {
+    "instance": lambda: NormAct(4, "instance", "leaky_relu", affine=True),
+    "group": lambda: NormAct(4, "group", "silu", groups=2),
+    "layer": lambda: NormAct((4, 8, 8), "layer", "gelu"),
+    "batch": lambda: NormAct(4, "batch", "relu", track_running_stats=False),
+    "batch, in evaluation": lambda: NormAct(4, "batch", "relu").eval(),
+}
+
+
+@pytest.mark.parametrize("name", NORM_ACTS)
+def test_fused_operators_in_one_graph(name):
+    """Gradients arrive in other strides than the compiler supposes when it traces."""
+
+    torch.manual_seed(0)
+    norm = NORM_ACTS[name]()
+    for p in norm.parameters():
+        nn.init.normal_(p)
+    net = Network(AdditiveCoupling(nn.Sequential(nn.Conv2d(4, 4, 1), norm))).double()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    x = drawn()
+    if name == "group":
+        x = drawn((1, 8, 8, 8)).to(memory_format=torch.channels_last)
+    expect_equal(gradients(net, compiled, x), plain(net, x), 2e-14)
+
+
+@pytest.mark.slow
+def test_fused_operators_in_one_graph_with_the_default_compiler():
+    torch.manual_seed(0)
+    net = Network(AdditiveCoupling(nn.Sequential(nn.Conv2d(4, 4, 1), NormAct(4)))).double()
+    compiled = torch.compile(net, fullgraph=True)
+    expect_equal(gradients(net, compiled, drawn()), plain(net, drawn()), 2e-14)
+
+
 def test_one_graph_keeps_the_saving():
     """What is kept for the backward pass does not grow with depth, but by the weights."""
     x = drawn()
@@ -196,8 +229,8 @@ def test_one_graph_keeps_the_saving():
         net = ReversibleSequence(layers, save_memory=save_memory).double()
         return stored(net, x, backend="aot_eager")
 
-    assert kept(8, True) == kept(3, True) <= 3 * x.nbytes
-    assert kept(8, False) > kept(3, False) + 5 * x.nbytes
+    assert kept(4, True) == kept(2, True) <= 3 * x.nbytes
+    assert kept(4, False) > kept(2, False) + 2 * x.nbytes
 
 
 def test_side_inputs_in_one_graph():
@@ -288,7 +321,7 @@ def test_other_shapes_compile_a_fixed_number_of_times():
     torch.manual_seed(0)
     net = Network(AdditiveCoupling(branch(4)), HaarDownsample(2), HaarUpsample(2)).double()
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
-    for size in (8, 12, 16, 20, 8, 12):
+    for size in (8, 12, 16, 8):
         x = drawn((2, 8, size, size))
         expect_equal(gradients(net, compiled, x), plain(net, x))
     assert counters["stats"]["unique_graphs"] == 2  # for one shape, then for all
@@ -379,7 +412,7 @@ REFUSED = {
     "no backward_step": (lambda: OnlyInverse(branch(4)), "backward_step"),
     "hook": (hooked, "has hooks"),
     "tied": (lambda: AdditiveCoupling(*[branch(4)] * 2), "parameter in two places"),
-    "fused": (lambda: AdditiveCoupling(nn.Sequential(NormAct(4))), "NormAct"),
+    "fused": (lambda: AdditiveCoupling(nn.Sequential(NormAct(4, "batch"))), "in place"),
     "sequence inside": (lambda: AdditiveCoupling(Inner()), "sequence inside a sub-network"),
 }
 

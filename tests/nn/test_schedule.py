@@ -626,3 +626,16 @@ def test_an_output_changed_in_place_before_the_tape_starts_is_refused():
     y.mul_(1)
     with pytest.raises(ReversibleError, match="changed in place"):
         y.sum().backward()
+
+
+def test_layers_deleted_from_a_sequence_with_a_schedule():
+    """What is left of the schedule can be read and given again."""
+    net = ReversibleSequence([AdditiveCoupling(nn.Identity()) for _ in range(4)])
+    net.schedule = ["store", "invert", "recompute", "store"]
+    del net.layers[1:3]
+    assert net.schedule == {"0": "store", "1": "invert"}
+    net.schedule = net.schedule
+    net(torch.ones(1, 4, 2, 2, requires_grad=True)).sum().backward()
+    del net.layers[:]
+    net.schedule = net.schedule
+    assert net.schedule == {}
