@@ -102,16 +102,16 @@ def evaluate(runs: Sequence[Path], settings: Settings) -> str:
     summaries |= _baselines(dataset, settings, resampling)
     differences = _differences(scores, settings.samples, resampling)
     record = {
-        "data": dataset.title,
-        "cases": len(first),
-        "patients": resampling.count,
         **vars(settings),
+        "data": dataset.title,
+        "cases": len(first),  # settings say 0 for all
+        "patients": resampling.count,
         "steps": {str(run): _step(run, settings.checkpoint) for run in runs},
     }
     machine = facts(settings.device)
     page = _page(record, machine, summaries, differences)
     for run in runs:
-        rows = {"settings": record, "machine": machine, "scores": _named(summaries)}
+        rows: dict[str, Any] = {"settings": record, "machine": machine, "scores": _named(summaries)}
         rows |= {"paired differences": {k: v._asdict() for k, v in differences.items()}}
         rows |= {"by case": [{"name": c.name, **c.values} for c in scores[str(run)]]}
         _write(run, page, rows)
