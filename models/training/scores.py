@@ -101,7 +101,8 @@ def no_learning(dataset: CaseDataset, indices: Sequence[int], n: int) -> dict[st
         return one_hot(baselines.threshold_samples(case.image, n), classes)
 
     def majority(case: Case, index: int) -> Tensor:
-        return one_hot(baselines.majority_mask(case.annotators, case.weights), classes)
+        mask = baselines.majority_mask(case.annotators, case.weights)
+        return one_hot(mask, classes).expand(n, *[-1] * mask.dim())  # n equal samples
 
     return {"thresholding": thresholds, "majority mask (knows the annotators)": majority}
 
