@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from revgrad.memory import MemoryReport
 from revgrad.models.data.organs import ORGANS, load_organs
 from revgrad.models.demo.compare import gradient_errors, organ_dice, peak_memory, predict
-from revgrad.models.progress import Progress
 from revgrad.models.demo.settings import Settings
 from revgrad.models.demo.slices import WINDOWS, Slices, batches, split
 from revgrad.models.demo.train import NUDGED, VARIANTS, Trainee, nudge, repeatable, train
 from revgrad.models.iunet import iUNet
+from revgrad.models.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ PRECISIONS = ("float32", "float64", "bfloat16")
 
 def _setting(default: Any, text: str) -> Any:
     """A field with the help text of its flag."""
-    if isinstance(default, dict):
-        return field(default_factory=dict, metadata={"help": text})
     return field(default=default, metadata={"help": text})
 
 
@@ -33,9 +31,13 @@ class TrainConfig:
     """
 
     model: str = _setting("probabilistic-unet", "name of a network")
-    model_options: dict[str, Any] = _setting({}, "arguments of the network, as JSON")
+    model_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "arguments of the network, as JSON"}
+    )
     data: str = _setting("lidc", "name of a dataset, lidc-pickle:PATH, or a folder")
-    data_options: dict[str, Any] = _setting({}, "arguments of the dataset, as JSON")
+    data_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "arguments of the dataset, as JSON"}
+    )
     augmentation: str = _setting("none", "name of a preset of revgrad.models.data.augmentation")
     output: str = _setting("revgrad-run", "folder of the run")
     steps: int = _setting(5000, "training steps")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -102,16 +103,16 @@ def evaluate(runs: Sequence[Path], settings: Settings) -> str:
     summaries |= _baselines(dataset, settings, resampling)
     differences = _differences(scores, settings.samples, resampling)
     record = {
-        "data": dataset.title,
-        "cases": len(first),
-        "patients": resampling.count,
         **vars(settings),
+        "data": dataset.title,
+        "cases": len(first),  # settings say 0 for all
+        "patients": resampling.count,
         "steps": {str(run): _step(run, settings.checkpoint) for run in runs},
     }
     machine = facts(settings.device)
     page = _page(record, machine, summaries, differences)
     for run in runs:
-        rows = {"settings": record, "machine": machine, "scores": _named(summaries)}
+        rows: dict[str, Any] = {"settings": record, "machine": machine, "scores": _named(summaries)}
         rows |= {"paired differences": {k: v._asdict() for k, v in differences.items()}}
         rows |= {"by case": [{"name": c.name, **c.values} for c in scores[str(run)]]}
         _write(run, page, rows)
@@ -192,4 +193,14 @@ def _step(run: Path, which: str) -> int:
 
 def _write(run: Path, page: str, record: Mapping[str, Any]) -> None:
     write_atomically(run / f"{NAME}.md", page.encode())
-    write_atomically(run / f"{NAME}.json", f"{json.dumps(record, indent=1)}\n".encode())
+    text = json.dumps(_without_nan(record), indent=1, allow_nan=False)
+    write_atomically(run / f"{NAME}.json", f"{text}\n".encode())
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with None in place of numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -66,7 +66,7 @@ class Training:
         self.network = network.to(config.device, self.dtype)
         for module in network.modules():
             if hasattr(module, "save_memory"):
-                module.save_memory = config.save_memory
+                setattr(module, "save_memory", config.save_memory)  # noqa: B010
         self.optimizer = torch.optim.Adam(
             network.parameters(), config.lr, weight_decay=config.weight_decay
         )
@@ -139,9 +139,9 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             terms = self.network(images, masks.to(self.config.device))
-        if not bool(terms.total.isfinite()):
+        if not math.isfinite(loss := float(terms.total.detach())):
             raise TrainingError(
-                f"the loss of step {self.step + 1} is {float(terms.total)}: training stopped. "
+                f"the loss of step {self.step + 1} is {loss}: training stopped. "
                 f"{self.folder / LATEST} keeps the last good state, if there was one; try a "
                 "smaller lr"
             )
@@ -203,7 +203,7 @@ class Training:
     def _line(self, terms: LossTerms, seconds: float) -> dict[str, Any]:
         return {
             "step": self.step,
-            "loss": float(terms.total),
+            "loss": float(terms.total.detach()),
             "reconstruction": _numbers(terms.reconstruction),
             "kl": _numbers(terms.kl),
             "images_per_second": round(self.config.batch_size / seconds, 2),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -93,15 +94,15 @@ def score(
 
 def no_learning(dataset: CaseDataset, indices: Sequence[int], n: int) -> dict[str, Predict]:
     """The two predictions that need no learning, by name."""
-    from revgrad.models.no_learning import majority_mask, threshold_samples
-
+    baselines = import_module("revgrad.models.no_learning")
     classes = len(dataset.classes)
 
     def thresholds(case: Case, index: int) -> Tensor:
-        return one_hot(threshold_samples(case.image, n), classes)
+        return one_hot(baselines.threshold_samples(case.image, n), classes)
 
     def majority(case: Case, index: int) -> Tensor:
-        return one_hot(majority_mask(case.annotators, case.weights), classes)
+        mask = baselines.majority_mask(case.annotators, case.weights)
+        return one_hot(mask, classes).expand(n, *[-1] * mask.dim())  # n equal samples
 
     return {"thresholding": thresholds, "majority mask (knows the annotators)": majority}
 
@@ -145,8 +146,8 @@ def _score(case: Case, probabilities: Tensor, draw: torch.Generator) -> CaseScor
     # they get draws.
     truth = case.annotators if case.weights is None else draw_annotators(case, max(n, 16), draw)
     mean = probabilities.mean(0)
-    axes = {"spatial_dims": maps.dim() - 1}
-    both = {"num_classes": classes, **axes}
+    axes: dict[str, Any] = {"spatial_dims": maps.dim() - 1}
+    both: dict[str, Any] = {"num_classes": classes, **axes}
     values = {
         ged_name(count): generalized_energy_distance(
             maps[:count], case.annotators, annotator_weights=case.weights, **both

@@ -1,5 +1,6 @@
 """A small network with a latent and small data on which annotators disagree."""
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,7 @@ TOYS = Path(__file__).with_name("toys.py")
 def toys(monkeypatch):
     """The module of toys, known to the registry as `disc-net` and `discs`."""
     monkeypatch.syspath_prepend(str(TOYS.parent))
-    import toys
-
+    toys = import_module("toys")
     toys.register(registry)
     yield toys
     registry.MODELS.pop("disc-net")

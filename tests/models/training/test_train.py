@@ -56,7 +56,7 @@ def test_a_run_stopped_between_checkpoints_ends_in_the_same_bits(toys, tmp_path,
 
 
 def test_a_killed_run_resumes_to_the_bit(tmp_path):
-    steps, options = 400, {"validate_every": 3, "validation_cases": 2}
+    steps, options = 120, {"validate_every": 3, "validation_cases": 2}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     command = [sys.executable, str(TOYS)]
     quiet = {"stdout": subprocess.DEVNULL, "timeout": 120}
@@ -65,7 +65,7 @@ def test_a_killed_run_resumes_to_the_bit(tmp_path):
         [*command, *arguments(killed, steps, **options)], stdout=subprocess.DEVNULL
     )
     log = killed / "log.jsonl"
-    target = random.SystemRandom().randrange(1, steps // 2)
+    target = random.SystemRandom().randrange(1, steps * 2 // 3)
     while run.poll() is None and (not log.exists() or len(log.read_bytes().splitlines()) < target):
         time.sleep(0.0005)
     os.kill(run.pid, signal.SIGKILL)
