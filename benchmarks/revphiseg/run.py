@@ -77,7 +77,11 @@ def _add_times(plan: Plan, rows: Sequence[Row], show: Show) -> None:
     """Time the variants of one point in one process."""
     point = rows[0].point
     names = [row.variant for row in rows]
-    arguments: dict[str, Any] = {"classes": point.classes, "quick": plan.quick, "repeats": plan.repeats}
+    arguments: dict[str, Any] = {
+        "classes": point.classes,
+        "quick": plan.quick,
+        "repeats": plan.repeats,
+    }
     try:
         rounds = run_task(
             "timing",
