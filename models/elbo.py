@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from revgrad.models.gaussian import DiagonalGaussian
 from revgrad.models.segmenter import LossTerms
@@ -54,6 +54,14 @@ def residual_cross_entropy(logits: Sequence[Tensor], masks: Tensor) -> Tensor:
             counts = _POOL[dims](counts, 2) * 2**dims
         found.append(-(counts * total.log_softmax(1)).sum() / len(masks))
     return torch.stack(found)
+
+
+class ResidualCrossEntropy(nn.Module):
+    """`residual_cross_entropy` as a module, which can be run again instead of stored."""
+
+    def forward(self, *logits: Tensor, masks: Tensor) -> Tensor:
+        """The cross-entropy of each level."""
+        return residual_cross_entropy(logits, masks)
 
 
 def elbo(

@@ -224,7 +224,8 @@ class Merge(nn.Module):
         joined = torch.cat((self.upsample(torch.cat(parts, 1)), raised), 1)
         if self.entries is None:
             return (self.blocks(joined),)
-        return cast(Parts, self.blocks(tuple(e.module.unit(joined) for e in self.entries)))
+        entries = (cast(_Entry, cast(Recompute, e).module) for e in self.entries)
+        return cast(Parts, self.blocks(tuple(entry.unit(joined) for entry in entries)))
 
 
 class _Entry(nn.Module):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from revgrad.models.blocks import ConvStyle, Named
-from revgrad.models.elbo import accumulated, elbo, residual_cross_entropy
+from revgrad.models.elbo import ResidualCrossEntropy, accumulated, elbo
 from revgrad.models.gaussian import DiagonalGaussian
 from revgrad.models.hierarchy import Encoder, Likelihood, Plan
 from revgrad.models.segmenter import LossTerms, Segmenter
@@ -109,6 +109,7 @@ class PHiSeg(Segmenter):
         self.prior_network = Encoder(plan, in_channels)
         self.posterior_network = Encoder(plan, in_channels + out_channels)
         self.likelihood = Likelihood(plan, out_channels)
+        self.cross_entropy = plan.recomputed(ResidualCrossEntropy())
         self._recompute_glue = recompute_glue
         if recompute_glue:
             fuse(self)
@@ -138,7 +139,7 @@ class PHiSeg(Segmenter):
             self.prior_network.level(level, *given)
             for level, given in enumerate(zip(features, below, strict=True))
         ]
-        reconstruction = residual_cross_entropy(self.likelihood(latents), masks)
+        reconstruction = self.cross_entropy(*self.likelihood(latents), masks=masks)
         return elbo(reconstruction, posterior, prior, self.kl_weights)
 
     def sample(self, image: Tensor, n: int) -> Tensor:

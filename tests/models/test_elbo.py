@@ -117,7 +117,7 @@ def train(cls, seed, steps):
 
 @pytest.mark.parametrize("cls", [PHiSeg, RevPHiSeg])
 def test_no_nan_in_the_first_steps_from_a_bad_start(cls):
-    train(cls, 0, 20)
+    train(cls, 0, 8)
 
 
 @pytest.mark.slow

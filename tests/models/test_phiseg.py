@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from revgrad.models import LossTerms, PHiSeg, RevPHiSeg
+from revgrad.models.elbo import ResidualCrossEntropy
 from revgrad.models.phiseg import PRESETS
 
 SMALL = {"channels": (4, 6, 8), "latent_levels": 2}
@@ -147,7 +148,15 @@ def test_saving_memory_can_be_switched():
 
 def test_the_stock_network_is_made_of_torchs_layers():
     own = {type(m) for m in PHiSeg(2, 1, 2, **SMALL).modules() if not list(m.children())}
-    assert own <= {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.AvgPool2d, nn.Upsample, nn.Sequential}
+    assert own <= {
+        nn.Conv2d,
+        nn.BatchNorm2d,
+        nn.ReLU,
+        nn.AvgPool2d,
+        nn.Upsample,
+        nn.Sequential,
+        ResidualCrossEntropy,
+    }
 
 
 @pytest.mark.parametrize("cls", [PHiSeg, RevPHiSeg])
