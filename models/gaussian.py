@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 # A smaller scale makes the KL divergence of distant means overflow in float32 at bad starts.
 SMALLEST_SCALE = 1e-5
+# Spread of a head's outputs at the start, if its inputs have spread 1.
+START_OF_HEAD = 0.1
 # The squared ratio of the largest to the smallest scale, exp(40), is far inside float32.
 LARGEST_LOG_SCALE = 10.0
 
@@ -60,3 +62,12 @@ class DiagonalGaussian(NamedTuple):
         distance = (self.mean - other.mean) / other.scale
         each = 0.5 * (ratio.square() + distance.square() - 1) - ratio.log()
         return each.flatten(1).sum(1)
+
+
+def start_small_(head: nn.Module) -> None:
+    """Let the last layer before a distribution start near zero, so that it starts near N(0, 1)."""
+    for parameter in head.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=START_OF_HEAD / parameter.shape[1] ** 0.5)
+        else:
+            nn.init.zeros_(parameter)

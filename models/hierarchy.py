@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revgrad.models.blocks import ConvStyle
-from revgrad.models.gaussian import DiagonalGaussian
+from revgrad.models.gaussian import DiagonalGaussian, start_small_
 from revgrad.nn import Recompute
 
 _POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
@@ -154,6 +154,10 @@ class Latent(nn.Module):
         self.row = Stage(plan, width, width, plan.latent_depth)
         self.mean = plan.style.conv(width, plan.latent_channels)
         self.scale = plan.style.conv(width, plan.latent_channels)
+        # Near N(0, softplus(0)) whatever the image: else the divergence of large maps is all that
+        # the first hundreds of steps see.
+        for head in (self.mean, self.scale):
+            start_small_(head)
 
     def forward(self, x: Tensor) -> DiagonalGaussian:
         """The distribution of the latent map."""

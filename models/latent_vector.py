@@ -8,12 +8,10 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from revgrad.models.blocks import ConvStyle
-from revgrad.models.gaussian import DiagonalGaussian
+from revgrad.models.gaussian import DiagonalGaussian, start_small_
 from revgrad.models.unet import Encoder, he_normal_
 
 SCALES = {"softplus": DiagonalGaussian.from_unbounded, "exp": DiagonalGaussian.from_log_scale}
-
-START_OF_HEAD = 0.1
 
 
 class VectorEncoder(nn.Module):
@@ -48,9 +46,7 @@ class VectorEncoder(nn.Module):
         he_normal_(self.encoder, style.norm)
         # Near N(0, softplus(0)) or N(0, 1) whatever the image. Behind reversible rows, whose maps
         # are larger, He's start makes scales near zero, and an enormous divergence.
-        weight, bias = self.head.parameters()
-        nn.init.normal_(weight, std=START_OF_HEAD / channels[-1] ** 0.5)
-        nn.init.zeros_(bias)
+        start_small_(self.head)
         self._scale = scale
         self._average_scale = average_scale
 
