@@ -15,10 +15,10 @@ from torch import Tensor
 
 from revgrad.machine import facts as machine_facts
 from revgrad.models.data.case import Case, CaseDataset
-from revgrad.models.demo.progress import Progress
 from revgrad.models.demo.report import table
 from revgrad.models.figures import save, sheet
 from revgrad.models.metrics import generalized_energy_distance
+from revgrad.models.progress import Progress
 from revgrad.models.segmenter import Segmenter
 from revgrad.optional import MissingExtraError
 
