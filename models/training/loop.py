@@ -64,9 +64,10 @@ class Training:
         self.folder = Path(config.output)
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         self.network = network.to(config.device, self.dtype)
+        # True leaves what the network was built with: PHiSeg, say, stores on purpose.
         for module in network.modules():
-            if hasattr(module, "save_memory"):
-                setattr(module, "save_memory", config.save_memory)  # noqa: B010
+            if not config.save_memory and hasattr(module, "save_memory"):
+                setattr(module, "save_memory", False)  # noqa: B010
         self.optimizer = torch.optim.Adam(
             network.parameters(), config.lr, weight_decay=config.weight_decay
         )

@@ -98,7 +98,9 @@ def no_learning(dataset: CaseDataset, indices: Sequence[int], n: int) -> dict[st
     classes = len(dataset.classes)
 
     def thresholds(case: Case, index: int) -> Tensor:
-        return one_hot(baselines.threshold_samples(case.image, n), classes)
+        # Shuffled, as GED is also taken of the first few, which would be the lowest thresholds.
+        order = torch.randperm(n, generator=generator(0, Purpose.EVALUATION, index, 2))
+        return one_hot(baselines.threshold_samples(case.image, n)[order], classes)
 
     def majority(case: Case, index: int) -> Tensor:
         mask = baselines.majority_mask(case.annotators, case.weights)
