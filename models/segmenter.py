@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from revgrad.dataless import has_data
 from revgrad.models.gaussian import DiagonalGaussian
 from revgrad.nn import ReversibleSequence
 
@@ -161,7 +162,7 @@ class Segmenter(nn.Module, ABC):
                 f"expected masks (N, *spatial) = {expected}, one for each image, not "
                 f"{tuple(masks.shape)}"
             )
-        if masks.device.type == "cpu" and masks.numel():
+        if masks.device.type == "cpu" and masks.numel() and has_data(masks):
             low, high = masks.aminmax()
             if low < 0 or high >= self.out_channels:
                 raise ValueError(

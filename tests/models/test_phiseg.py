@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from revgrad.memory import estimate, measure
 from revgrad.models import LossTerms, PHiSeg, RevPHiSeg
 from revgrad.models.elbo import ResidualCrossEntropy
 from revgrad.models.phiseg import PRESETS
@@ -285,3 +286,19 @@ def bytes_saved(net):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         net.loss(*data(size=64))
     return sum(sizes.values())
+
+
+def test_its_memory_can_be_estimated_without_data():
+    net = made(RevPHiSeg).float()
+    image, masks = data(size=64, dtype=torch.float32)
+    optimizer = torch.optim.Adam(net.parameters())
+
+    def train():
+        optimizer.zero_grad()
+        net.loss(image, masks).total.backward()
+        optimizer.step()
+
+    measured = measure(train, net).peak_without_scratch
+    options = {"device": "cpu", "loss": lambda found: found.total}
+    expected = estimate(net, (image, masks), torch.optim.Adam, **options).allocated
+    assert abs(expected / measured - 1) < 0.05
