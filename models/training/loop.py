@@ -75,6 +75,8 @@ class Training:
         self.best: dict[str, Any] = {"ged": math.inf, "step": 0}
         self._batches = Batches(train, config.batch_size, config.seed, augment)
         self._val = val
+        most = network.most_samples
+        self._samples = min(config.validation_samples, most or config.validation_samples)
 
     def start(self) -> None:
         """Make the folder and write the configuration into it.
@@ -161,7 +163,7 @@ class Training:
             seed_noise(self.config.seed, Purpose.VALIDATION, index)
             image = case.image[None].to(self.config.device, self.dtype)
             with self._autocast():
-                logits = self.network.sample(image, self.config.validation_samples)
+                logits = self.network.sample(image, self._samples)
             found.append(
                 generalized_energy_distance(
                     logits[0].argmax(1).cpu(),

@@ -152,7 +152,7 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
         ({"model": "nonet"}, "unknown model 'nonet'; accepted are unet"),
         ({"data": "nodata"}, "unknown data 'nodata'; accepted are lidc"),
         ({"scheduler": "never"}, "scheduler must be one of constant"),
-        ({"model_options": {"breadth": 1}}, "model_options do not fit DiscNet"),
+        ({"model_options": {"breadth": 1}}, "model_options do not fit disc-net"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
     ],
 )
