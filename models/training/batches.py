@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from revgrad.models.data import Case, CaseDataset
+from revgrad.models.data import CaseDataset
+from revgrad.models.data.case import draw_annotators
 from revgrad.models.training.seeding import Purpose, derived_seed, generator
 
 # Called with image, mask and seed=(seed, purpose, epoch, index); returns image and mask.
@@ -69,12 +70,6 @@ class Batches:
             draw = generator(self._seed, Purpose.ORDER, epoch)
             self._order = (epoch, torch.randperm(len(self._dataset), generator=draw))
         return self._order[1]
-
-
-def draw_annotators(case: Case, n: int, draw: torch.Generator) -> Tensor:
-    """Draw n annotators of a case with replacement, by their weights if they have any."""
-    weights = torch.ones(len(case.annotators)) if case.weights is None else case.weights
-    return case.annotators[torch.multinomial(weights.double(), n, replacement=True, generator=draw)]
 
 
 def spread(count: int, wanted: int) -> list[int]:

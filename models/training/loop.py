@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from revgrad.models.data import CaseDataset
+from revgrad.models.data.case import without_ignored
 from revgrad.models.metrics import generalized_energy_distance
 from revgrad.models.progress import Progress
 from revgrad.models.segmenter import LossTerms, Segmenter
@@ -166,7 +167,7 @@ class Training:
                 logits = self.network.sample(image, self._samples)
             found.append(
                 generalized_energy_distance(
-                    logits[0].argmax(1).cpu(),
+                    without_ignored(case, logits[0].argmax(1).cpu()),
                     case.annotators,
                     num_classes=self.network.out_channels,
                     spatial_dims=self.network.spatial_dims,
