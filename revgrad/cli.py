@@ -17,7 +17,10 @@ from revgrad.version import __version__
 # Command -> (module, one line of help). A command of two words belongs to a group.
 COMMANDS = {
     "info": ("revgrad.info", "show versions, devices, kernels and what else is installed"),
-    "demo": ("revgrad.models.demo", "train a small iUNet and show what its reversible form saves"),
+    "demo": (
+        "revgrad.models.demo",
+        "what a reversible iUNet saves, and samples of a RevPHiSeg, both trained here",
+    ),
     "data check": (
         "revgrad.models.data.folder.check",
         "list all that is wrong with a folder of your own images and labels",

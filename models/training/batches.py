@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from revgrad.models.data import CaseDataset
+from revgrad.models.data import Case, CaseDataset
 from revgrad.models.data.case import draw_annotators
 from revgrad.models.training.seeding import Purpose, derived_seed, generator
 
@@ -29,7 +29,11 @@ class Batches:
     """
 
     def __init__(
-        self, dataset: CaseDataset, batch_size: int, seed: int, augment: Augment | None = None
+        self,
+        dataset: CaseDataset | Sequence[Case],
+        batch_size: int,
+        seed: int,
+        augment: Augment | None = None,
     ) -> None:
         self._dataset = dataset
         self._batch_size = batch_size

@@ -27,7 +27,7 @@ def truth_page(reports: Reports, unets: Sequence[str], switches: Sequence[str]) 
         "2018). 0 is a perfect model's mean.\n",
         table(("", *reports), _distances(reports, unets)) + "\n",
         "Share of the samples in which a class flips, and in which 95 % of its pixels do so as "
-        "one:\n",
+        "one; share of its pixels that are found at all, as either class:\n",
         table(("", *reports), _switches(reports, switches)) + "\n",
         "Frequency of each mode, by its probability (bit i: the i-th class flips):\n",
         table(("mode", "truth", *reports), _modes(reports)) + "\n",
@@ -84,8 +84,9 @@ def _distances(reports: Reports, unets: Sequence[str]) -> list[list[str]]:
 def _switches(reports: Reports, names: Sequence[str]) -> list[list[str]]:
     rows = []
     for index, name in enumerate(names):
-        pairs = [(r.flipped[index], r.whole[index]) for r in reports.values()]
-        for what, values in zip(("flips", "as one"), zip(*pairs, strict=True), strict=True):
+        found = [(r.flipped[index], r.whole[index], r.recalled[index]) for r in reports.values()]
+        kinds = ("flips", "as one", "found")
+        for what, values in zip(kinds, zip(*found, strict=True), strict=True):
             rows.append([f"{name} {what}", *(f"{float(value):.3f}" for value in values)])
     return rows
 
