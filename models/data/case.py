@@ -45,11 +45,21 @@ class CaseDataset(Protocol):
         patients: of each case, in order: known without loading it.
     """
 
-    title: str
-    spatial_dims: int
-    in_channels: int
-    classes: tuple[str, ...]
-    patients: tuple[str, ...]
+    # Properties, since they are only read: a class attribute of a narrower type will do.
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def spatial_dims(self) -> int: ...
+
+    @property
+    def in_channels(self) -> int: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def patients(self) -> tuple[str, ...]: ...
 
     def __len__(self) -> int: ...
 

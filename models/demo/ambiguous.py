@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class AmbiguousSettings:
     """The configuration of a run; all of it goes into the report."""
 
-    steps: int = 450
+    steps: int = 600
     batch: int = 12
     learning_rate: float = 3e-3
     channels: tuple[int, ...] = (16, 32, 64)

@@ -38,13 +38,13 @@ MODELS: dict[str, Callable[..., Segmenter]] = {
     "independent-pixels": independent_pixels_of_unet,
 }
 # Called with (split=, seed=, **options).
-DATA: dict[str, Callable[..., Any]] = {
+DATA: dict[str, Callable[..., CaseDataset]] = {
     "lidc": LIDC,
     "scenes": Scenes,
     "prostate": ProstateLike,
 }
 # NAME:PATH is called with (path, split=, **options), and seed= where the split is not the file's.
-FILES: dict[str, Callable[..., Any]] = {
+FILES: dict[str, Callable[..., CaseDataset]] = {
     "lidc-pickle": LIDCPickle,
     "phiseg-hdf5": PHiSegHDF5,
     "cityscapes": CityscapesFolder,
