@@ -84,7 +84,11 @@ class Training:
 
         Raises:
             FileExistsError: It holds a run already.
+            ValueError: The first batch or the first case to validate on does not fit the network;
+                nothing is written then.
         """
+        self.network.check_masks(*self._batches(0))
+        self.network.check_image(self._val[0].image[None])
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in (CONFIG, LATEST, LOG):
             if (self.folder / name).exists():
