@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,7 +21,9 @@ def references(dataset: CaseDataset, n: int, seed: int) -> dict[str, Predict]:
     classes = len(dataset.classes)
 
     def thresholds(case: Case, index: int) -> Tensor:
-        return one_hot(threshold_samples(case.image, n), classes)
+        # In any order: the first few samples are judged by themselves, too.
+        order = torch.randperm(n, generator=generator(seed, Purpose.EVALUATION, index, 3))
+        return one_hot(threshold_samples(case.image, n)[order], classes)
 
     def majority(case: Case, index: int) -> Tensor:
         mask = majority_mask(case.annotators, case.weights)
