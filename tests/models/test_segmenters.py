@@ -32,8 +32,8 @@ def independent_pixels(*args, **options):
 
 
 def deterministic(spatial_dims, in_channels, out_channels, **options):
-    net = iunet_segmenter(spatial_dims, in_channels, out_channels, (8, 8), (1, 1)).net
-    return DeterministicSegmenter(net, spatial_dims, in_channels, out_channels, divisor=2)
+    net = iunet_segmenter(spatial_dims, in_channels, out_channels, (16, 16), (1, 1)).net
+    return DeterministicSegmenter(net, spatial_dims, in_channels, out_channels, divisor=4)
 
 
 # Of each: how it is made. Another network comes in with one line.
