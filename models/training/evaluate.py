@@ -17,7 +17,7 @@ from revgrad.models.training.checkpoint import BEST, LATEST, load, load_dataset,
 from revgrad.models.training.intervals import Interval, Resampling
 from revgrad.models.training.judge import Judged, judge
 from revgrad.models.training.references import references
-from revgrad.models.training.registry import DETERMINISTIC
+from revgrad.models.training.registry import DETERMINISTIC, seeded
 from revgrad.models.training.scores import (
     common_ged,
     paired_difference,
@@ -131,7 +131,7 @@ def _common_dataset(runs: Sequence[Path], split: str) -> CaseDataset:
     asked = []
     for run in runs:
         config = load(run / LATEST).facts["config"]
-        options = {"seed": config["seed"], **config["data_options"]}
+        options = seeded(config["data"], config["seed"], config["data_options"])
         asked.append({"data": config["data"], "data_options": options})
     for run, other in zip(runs, asked, strict=True):
         if other != asked[0]:

@@ -70,26 +70,38 @@ def build_dataset(name: str, split: str, seed: int, options: dict[str, Any]) -> 
     Raises:
         ValueError: There is no such dataset, or it does not take the options.
     """
-    kind, _, path = name.partition(":")
-    given: tuple[str, ...] = ()
-    if name in DATA:
-        made = DATA[name]
-    elif kind in FILES and path:
-        made, given = FILES[kind], (path,)
-    elif Path(name).is_dir():
-        made, given = CaseFolder, (name,)
-    else:
-        files = ", ".join(f"{kind}:PATH" for kind in FILES)
-        raise ValueError(
-            f"unknown data {name!r}; accepted are {', '.join(DATA)}, {files} and an existing folder"
-        )
-    options = {**options, "split": split}
-    if "seed" in inspect.signature(made).parameters:
-        options.setdefault("seed", seed)
+    made, given = _find(name)
+    options = {**seeded(name, seed, options), "split": split}
     dataset: CaseDataset = _call(name, made, "data_options", *given, **options)
     if len(dataset) == 0:
         raise ValueError(f"the {split} part of {name} has no case")
     return dataset
+
+
+def seeded(name: str, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with a run's seed of the split, unless they have one or the split is the file's.
+
+    Raises:
+        ValueError: There is no such dataset.
+    """
+    made, _ = _find(name)
+    drawn = "seed" in inspect.signature(made).parameters
+    return {"seed": seed, **options} if drawn else dict(options)
+
+
+def _find(name: str) -> tuple[Callable[..., CaseDataset], tuple[str, ...]]:
+    """What makes a dataset, and its first arguments."""
+    kind, _, path = name.partition(":")
+    if name in DATA:
+        return DATA[name], ()
+    if kind in FILES and path:
+        return FILES[kind], (path,)
+    if Path(name).is_dir():
+        return CaseFolder, (name,)
+    files = ", ".join(f"{kind}:PATH" for kind in FILES)
+    raise ValueError(
+        f"unknown data {name!r}; accepted are {', '.join(DATA)}, {files} and an existing folder"
+    )
 
 
 def _call(name: str, made: Callable[..., Any], settings: str, *args: Any, **options: Any) -> Any:

@@ -74,6 +74,19 @@ def test_without_matplotlib_there_is_the_page_and_a_hint(toys, tmp_path, capsys,
     assert (run / "evaluation.md").is_file() and not list(run.glob("*.png"))
 
 
+def test_runs_of_other_seeds_are_compared_on_one_split(toys, tmp_path, capsys):
+    fixed = {"data_options": {"seed": 0}}
+    runs = [
+        train(tmp_path / "one", "disc-net", steps=1, seed=1, **fixed),
+        train(tmp_path / "two", "disc-net", steps=1, seed=2, **fixed),
+        train(tmp_path / "three", "disc-net", steps=1, seed=3),
+    ]
+    few = ["--samples", "1", "--cases", "2", "--shown", "1"]
+    assert cli.main(["evaluate", str(runs[0]), str(runs[1]), *few]) == 0
+    assert cli.main(["evaluate", str(runs[0]), str(runs[2]), *few]) == 1
+    assert "has other data than" in capsys.readouterr().err
+
+
 def test_few_members_are_compared_at_what_both_have(toys, tmp_path, capsys):
     small = {"channels": [4, 6], "depth": 1, "heads": 3}
     runs = [

@@ -6,7 +6,13 @@ import torch
 
 from revgrad.models import Segmenter
 from revgrad.models.data import Scenes
-from revgrad.models.training.registry import DETERMINISTIC, MODELS, build_dataset, build_model
+from revgrad.models.training.registry import (
+    DETERMINISTIC,
+    MODELS,
+    build_dataset,
+    build_model,
+    seeded,
+)
 
 
 def small(name):
@@ -42,6 +48,7 @@ def test_files_come_with_their_path(tmp_path):
             file[f"{part}/uids"] = np.full(2, number)
     # Its split is its own, so that the seed of a run means nothing to it.
     assert build_dataset(f"phiseg-hdf5:{path}", "val", 7, {}).patients == ("1", "1")
+    assert seeded(f"phiseg-hdf5:{path}", 7, {}) == {} and seeded("lidc", 7, {}) == {"seed": 7}
     with pytest.raises(FileNotFoundError, match="leftImg8bit"):
         build_dataset(f"cityscapes:{tmp_path}", "val", 0, {})
 
