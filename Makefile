@@ -63,7 +63,7 @@ docs: $(DOCS_READY)  ## build the documentation site into build/docs
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/docs
 	cp build/docs/README.html build/docs/index.html
 
-demo: $(READY)  ## train a small iUNet and show what its reversible form saves
+demo: $(READY)  ## train a small iUNet and RevPHiSeg; show what is saved, and samples
 	$(BIN)/python -m revgrad demo
 
 bench: $(READY)  ## measure a reversible sequence against its rivals

@@ -1,5 +1,6 @@
 """Networks, losses, metrics, data and training for medical images."""
 
+from revgrad.models.deterministic import DeterministicSegmenter
 from revgrad.models.gaussian import DiagonalGaussian
 from revgrad.models.iunet import iUNet
 from revgrad.models.phiseg import PHiSeg, RevPHiSeg
@@ -9,6 +10,7 @@ from revgrad.models.uncertainty import UncertaintyMaps, uncertainty_maps
 from revgrad.models.unet import UNet
 
 __all__ = [
+    "DeterministicSegmenter",
     "DiagonalGaussian",
     "LossTerms",
     "PHiSeg",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from revgrad.models.data.case import Case, CaseDataset
+from revgrad.models.data.case import Case, CaseDataset, draw_annotators
 from revgrad.models.metrics import generalized_energy_distance
 
 
@@ -60,9 +60,7 @@ def resampled_annotators(case: Case, n: int, generator: torch.Generator | None =
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, not {n}")
-    weights = torch.ones(len(case.annotators)) if case.weights is None else case.weights
-    drawn = torch.multinomial(weights.double().cpu(), n, replacement=True, generator=generator)
-    return case.annotators[drawn.to(case.annotators.device)]
+    return draw_annotators(case, n, generator)
 
 
 def no_learning_scores(dataset: CaseDataset, n: int = 16, *, seed: int = 0) -> dict[str, float]:

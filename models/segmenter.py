@@ -47,7 +47,12 @@ class Segmenter(nn.Module, ABC):
         in_channels: channels of the image.
         out_channels: number of classes.
         divisor: what each spatial axis of an image must be a multiple of.
+
+    Attributes:
+        most_samples: how many samples can be drawn at most, None for any number.
     """
+
+    most_samples: int | None = None
 
     def __init__(
         self, spatial_dims: int, in_channels: int, out_channels: int, *, divisor: int = 1

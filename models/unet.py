@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revgrad.models.blocks import ConvStyle, Named
-from revgrad.models.losses import cross_entropy_per_image
-from revgrad.models.segmenter import LossTerms, Segmenter
+from revgrad.models.deterministic import OneAnswer
 from revgrad.nn import ReversibleSequence
 
 # Of the Probabilistic U-Net and PHiSeg, and of the U-Nets that they are compared with.
@@ -154,7 +153,7 @@ class UNetBody(nn.Module):
         return maps
 
 
-class UNet(Segmenter):
+class UNet(OneAnswer):
     """A U-Net (Ronneberger et al. 2015), as the papers on ambiguous segmentation build it.
 
     Rows of 3^d units on each level, average pooling, linear upsampling, concatenated skips, a 1x1
@@ -227,18 +226,6 @@ class UNet(Segmenter):
         """``(N, out_channels, *spatial)``."""
         logits: Tensor = self.head(self.features(image)[0])
         return logits
-
-    def loss(self, image: Tensor, masks: Tensor) -> LossTerms:
-        """The cross-entropy, summed over pixels, mean over the batch."""
-        self.check_masks(image, masks)
-        cross_entropy = cross_entropy_per_image(self.logits(image), masks).mean()
-        return LossTerms(cross_entropy, cross_entropy.detach()[None], cross_entropy.new_empty(0))
-
-    def sample(self, image: Tensor, n: int) -> Tensor:
-        """N times the same logits, which are held once."""
-        self.check_count(n)
-        logits = self.logits(image)[:, None]
-        return logits.expand(-1, n, *logits.shape[2:])
 
 
 def divisor_of(channels: Sequence[int]) -> int:

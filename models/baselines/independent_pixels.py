@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from revgrad.models.segmenter import LossTerms, Segmenter
+from revgrad.models.unet import UNet
 
 # The other classes' logits are 0. In float32 the softmax of the drawn class is 1 to rounding,
 # while its logarithm, which some metrics take, stays finite.
@@ -48,3 +51,10 @@ class IndependentPixels(Segmenter):
             return DRAWN_LOGIT * one_hot.to(logits.dtype)
 
         return torch.stack([draw() for _ in range(n)], 1)
+
+
+def independent_pixels_of_unet(
+    spatial_dims: int, in_channels: int, out_channels: int, **unet: Any
+) -> IndependentPixels:
+    """Independent pixels of a `UNet`, which gets all arguments."""
+    return IndependentPixels(UNet(spatial_dims, in_channels, out_channels, **unet))

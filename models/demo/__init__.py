@@ -1,4 +1,4 @@
-"""``revgrad demo``: train a small network on a CT volume, with and without stored activations."""
+"""``revgrad demo``: a small network with and without stored activations, and one that draws."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from revgrad.models.data import LIDC
+from revgrad.models.demo import ambiguous
 from revgrad.models.demo.report import write
 from revgrad.models.demo.run import run
 from revgrad.models.demo.settings import QUICK, Settings
@@ -20,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `revgrad demo`."""
     default = Settings()
     parser.add_argument(
-        "--steps", type=_positive, help=f"training steps of each network ({default.steps})"
+        "--steps",
+        type=_positive,
+        help=f"training steps of each network ({default.steps}, and "
+        f"{ambiguous.AmbiguousSettings().steps} of the one that draws segmentations)",
     )
     parser.add_argument(
         "--device", type=_device, default="cpu", help="cpu, cuda or cuda:N (%(default)s)"
@@ -47,13 +52,22 @@ def main(args: argparse.Namespace) -> int:
     except OSError as error:
         print(f"revgrad demo: cannot make the folder {args.output}: {error}", file=sys.stderr)
         return 1
-    settings = replace(QUICK if args.quick else Settings(), seed=args.seed, device=args.device)
+    chosen = {"seed": args.seed, "device": args.device}
     if args.steps is not None:
-        settings = replace(settings, steps=args.steps)
+        chosen["steps"] = args.steps
     with _threads(args.threads):
-        outcome = run(settings)
-        write(outcome, args.output)
+        write(run(replace(QUICK if args.quick else Settings(), **chosen)), args.output)
+        draws = ambiguous.QUICK if args.quick else ambiguous.AmbiguousSettings()
+        _draw(replace(draws, **chosen), args.output)
     return 0
+
+
+def _draw(settings: ambiguous.AmbiguousSettings, output: Path) -> None:
+    """Train the network that draws on masks of four radiologists, and show its samples."""
+    training, held_out = (LIDC(split, size=settings.size) for split in ("train", "val"))
+    network = ambiguous.small_network(training, settings)
+    print(f"\n{training.title}: training {type(network).__name__} ...", flush=True)
+    ambiguous.write(ambiguous.run(network, training, held_out, settings), output)
 
 
 @contextmanager

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -14,12 +13,16 @@ import torch
 from torch import Tensor
 
 from revgrad.machine import facts as machine_facts
+from revgrad.markdown import table
 from revgrad.models.data.case import Case, CaseDataset
-from revgrad.models.demo.report import table
 from revgrad.models.figures import save, sheet
-from revgrad.models.metrics import generalized_energy_distance
+from revgrad.models.phiseg import RevPHiSeg
 from revgrad.models.progress import Progress
 from revgrad.models.segmenter import Segmenter
+from revgrad.models.training.batches import Batches, seed_noise, spread
+from revgrad.models.training.references import references
+from revgrad.models.training.scores import Predict, ged_name, predictor, scored
+from revgrad.models.training.seeding import Purpose
 from revgrad.optional import MissingExtraError
 
 if TYPE_CHECKING:
@@ -30,14 +33,23 @@ if TYPE_CHECKING:
 class AmbiguousSettings:
     """The configuration of a run; all of it goes into the report."""
 
-    steps: int = 400
+    steps: int = 600
     batch: int = 12
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
+    channels: tuple[int, ...] = (16, 32, 64)
+    latent_levels: int = 2
+    size: int = 32  # of an image
     samples: int = 16  # of an image, for the energy distance
-    cases: int = 20  # held out, that are scored
+    cases: int = 60  # held out, that are scored
     shown: int = 4  # of these, on the sheet
     seed: int = 0
     device: str = "cpu"
+
+
+# To see in seconds that everything works; it learns nothing.
+QUICK = AmbiguousSettings(
+    steps=2, batch=2, channels=(4, 8), latent_levels=1, samples=4, cases=2, shown=1
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ class AmbiguousOutcome:
     """What a run found out.
 
     `ged` is the squared energy distance, averaged over the held-out cases: "before training",
-    "after training", and by each baseline's name.
+    "after training", and by each prediction's name that learns nothing.
     """
 
     settings: AmbiguousSettings
@@ -59,22 +71,21 @@ class AmbiguousOutcome:
     probabilities: list[Tensor]  # of the shown cases, (samples, C, *spatial)
 
 
-class Excerpt:
-    """So many cases of a dataset, evenly spread over it."""
-
-    def __init__(self, dataset: CaseDataset, count: int) -> None:
-        count = min(count, len(dataset))
-        self._dataset = dataset
-        self._indices = [(2 * i + 1) * len(dataset) // (2 * count) for i in range(count)]
-        self.title, self.classes = dataset.title, dataset.classes
-        self.spatial_dims, self.in_channels = dataset.spatial_dims, dataset.in_channels
-        self.patients = tuple(dataset.patients[i] for i in self._indices)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Case:
-        return self._dataset[self._indices[index]]
+def small_network(data: CaseDataset, settings: AmbiguousSettings) -> RevPHiSeg:
+    """A RevPHiSeg with one unit a row, whose batch norm follows within the few steps."""
+    with torch.random.fork_rng(devices=[]):
+        seed_noise(settings.seed, Purpose.WEIGHTS)
+        return RevPHiSeg(
+            data.spatial_dims,
+            data.in_channels,
+            len(data.classes),
+            settings.channels,
+            settings.latent_levels,
+            depth=1,
+            latent_depth=1,
+            decoder_depth=1,
+            norm=("batch", {"momentum": 0.1}),
+        )
 
 
 def run(
@@ -82,14 +93,12 @@ def run(
     training: CaseDataset,
     held_out: CaseDataset,
     settings: AmbiguousSettings,
-    baselines: Callable[[CaseDataset], Mapping[str, float]],
 ) -> AmbiguousOutcome:
     """Train the network, and score its samples on held-out cases before and after.
 
     Args:
         network: is moved to the settings' device and trained in place.
         training, held_out: cases of the same kind that share no patient.
-        baselines: gives the energy distance of predictions that learn nothing, over the same cases.
 
     Raises:
         ValueError: a dataset is empty, or both have cases of a patient.
@@ -99,12 +108,19 @@ def run(
     if shared := set(training.patients) & set(held_out.patients):
         raise ValueError(f"patients in training and held out: {sorted(shared)[:5]}")
     network.to(settings.device)
-    scored = Excerpt(held_out, settings.cases)
-    before = _score(network, scored, settings)
-    losses = _train(network, training, settings)
-    after = _score(network, scored, settings)
-    excerpt = Excerpt(scored, settings.shown)
-    shown = [excerpt[index] for index in range(len(excerpt))]
+    indices = spread(len(held_out), settings.cases)
+    device = torch.device(settings.device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        draw = predictor(network, settings.samples, settings.seed)
+        ged = {"before training": _ged(draw, held_out, indices, settings)}
+        losses = _train(network, training, settings)
+        network.eval()
+        ged["after training"] = _ged(draw, held_out, indices, settings)
+        others = references(held_out, settings.samples, settings.seed)
+        ged |= {name: _ged(other, held_out, indices, settings) for name, other in others.items()}
+        places = [indices[place] for place in spread(len(indices), settings.shown)]
+        shown = [held_out[index] for index in places]
+        drawn = [draw(case, index) for case, index in zip(shown, places, strict=True)]
     return AmbiguousOutcome(
         settings=settings,
         network=type(network).__name__,
@@ -112,9 +128,9 @@ def run(
         title=held_out.title,
         classes=tuple(held_out.classes),
         losses=losses,
-        ged={"before training": before, "after training": after, **baselines(scored)},
+        ged=ged,
         shown=shown,
-        probabilities=[_draw(network, case, settings).softmax(1) for case in shown],
+        probabilities=drawn,
     )
 
 
@@ -163,67 +179,37 @@ def _sheet(outcome: AmbiguousOutcome) -> Figure:
     )
 
 
-def _train(network: Segmenter, training: CaseDataset, settings: AmbiguousSettings) -> list[float]:
+def _train(
+    network: Segmenter, training: CaseDataset | Sequence[Case], settings: AmbiguousSettings
+) -> list[float]:
     """Take all steps; returns each one's loss."""
+    # Made once: an image is synthesised each time it is asked for.
+    cases = [training[index] for index in range(len(training))]
+    batches = Batches(cases, settings.batch, settings.seed)
     optimizer = torch.optim.Adam(network.parameters(), settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=settings.steps
+    )
     progress = Progress(settings.steps)
     losses: list[float] = []
     network.train()
-    with _seeded(settings):
-        for images, masks in _batches(training, settings):
-            optimizer.zero_grad()
-            terms = network.loss(images, masks)
-            terms.total.backward()
-            optimizer.step()
-            losses.append(terms.total.item())
-            progress(len(losses), f"loss {losses[-1]:.1f}, KL {terms.kl.sum().item():.1f}")
+    for step in range(settings.steps):
+        images, masks = (part.to(settings.device) for part in batches(step))
+        seed_noise(settings.seed, Purpose.NOISE, step)
+        optimizer.zero_grad()
+        terms = network.loss(images, masks)
+        terms.total.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(terms.total.item())
+        progress(len(losses), f"loss {losses[-1]:.1f}, KL {terms.kl.sum().item():.1f}")
     return losses
 
 
-def _batches(dataset: CaseDataset, settings: AmbiguousSettings) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cases at random, and of each a random annotator: all that a step needs of disagreement."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    for _ in range(settings.steps):
-        drawn = torch.randint(len(dataset), (settings.batch,), generator=generator).tolist()
-        cases = [dataset[index] for index in drawn]
-        images = torch.stack([case.image for case in cases])
-        masks = torch.stack([_one_annotator(case, generator) for case in cases])
-        yield images.to(settings.device), masks.to(settings.device, torch.int64)
-
-
-def _one_annotator(case: Case, generator: torch.Generator) -> Tensor:
-    weights = torch.ones(len(case.annotators)) if case.weights is None else case.weights
-    return case.annotators[int(torch.multinomial(weights.double(), 1, generator=generator))]
-
-
-def _score(network: Segmenter, dataset: CaseDataset, settings: AmbiguousSettings) -> float:
+def _ged(
+    predict: Predict, dataset: CaseDataset, indices: Sequence[int], settings: AmbiguousSettings
+) -> float:
     """Squared energy distance of samples from the annotators, mean over the cases."""
-    found = []
-    for index in range(len(dataset)):
-        case = dataset[index]
-        distance = generalized_energy_distance(
-            _draw(network, case, settings).argmax(1),
-            case.annotators,
-            num_classes=len(dataset.classes),
-            spatial_dims=dataset.spatial_dims,
-            annotator_weights=case.weights,
-        )
-        found.append(distance.item())
-    return fmean(found)
-
-
-@torch.no_grad()
-def _draw(network: Segmenter, case: Case, settings: AmbiguousSettings) -> Tensor:
-    """Logits ``(samples, C, *spatial)`` of a case, on the CPU; the same each time."""
-    network.eval()
-    with _seeded(settings):
-        return network.sample(case.image[None].to(settings.device), settings.samples)[0].cpu()
-
-
-@contextmanager
-def _seeded(settings: AmbiguousSettings) -> Iterator[None]:
-    """What is random inside is given by the seed, and nothing changes outside."""
-    device = torch.device(settings.device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(settings.seed)
-        yield
+    name = ged_name(settings.samples)
+    found = scored(predict, dataset, indices, settings.seed)
+    return fmean(scores.values[name] for _, scores, _ in found)

@@ -11,6 +11,7 @@ from statistics import fmean, median
 from typing import Any
 
 from revgrad.machine import facts as machine_facts
+from revgrad.markdown import table
 from revgrad.models.data.organs import ORGANS
 from revgrad.models.demo.run import Outcome
 from revgrad.models.demo.slices import WINDOWS
@@ -185,11 +186,3 @@ def _caution(facts: Mapping[str, Any]) -> str:
         f"{len(slices['training'])} training slices and looks much like them, and the labels are "
         "themselves the output of a network (TotalSegmentator), not ground truth."
     )
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A Markdown table whose columns are aligned in the text, too."""
-    cells = [[str(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells)

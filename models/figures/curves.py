@@ -54,7 +54,7 @@ def ged_against_n(
         ValueError: no model, or an interval that does not hold its mean.
     """
     check_some([*models.values()], "model")
-    figure = empty_figure(6.4, 4)
+    figure = empty_figure(6.4, 4.6)
     axes = figure.subplots()
     for index, (name, values) in enumerate(models.items()):
         _with_intervals(axes, index, name, values)
@@ -210,5 +210,5 @@ def _with_intervals(
 
 def _finish(figure: Figure, axes: Axes, caption: str) -> None:
     plain_frame(axes)
-    axes.set_title(caption, fontsize=10)
-    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    figure.suptitle(caption, fontsize=10)  # wider than the axes' title may be
+    figure.legend(loc="outside lower center", frameon=False, fontsize=9, ncols=2)

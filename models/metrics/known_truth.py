@@ -59,8 +59,12 @@ class KnownTruthReport:
     @property
     def normalized_ged(self) -> float:
         """Where the mean GED lies between a perfect model's, 0, and the best single mode's, 1."""
-        perfect, single_mode = (limit.nanmean() for limit in self.limits)
-        return float((self.ged.nanmean() - perfect) / (single_mode - perfect))
+        return self.normalized_by(float(self.limits.single_mode.nanmean()))
+
+    def normalized_by(self, ged: float) -> float:
+        """Where it lies between a perfect model's, 0, and a given one, 1."""
+        perfect = float(self.limits.perfect.nanmean())
+        return (float(self.ged.nanmean()) - perfect) / (ged - perfect)
 
     @property
     def excess_variation(self) -> float:

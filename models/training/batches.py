@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from revgrad.models.data import Case, CaseDataset
+from revgrad.models.data.case import draw_annotators
 from revgrad.models.training.seeding import Purpose, derived_seed, generator
 
 # Called with image, mask and seed=(seed, purpose, epoch, index); returns image and mask.
@@ -28,7 +29,11 @@ class Batches:
     """
 
     def __init__(
-        self, dataset: CaseDataset, batch_size: int, seed: int, augment: Augment | None = None
+        self,
+        dataset: CaseDataset | Sequence[Case],
+        batch_size: int,
+        seed: int,
+        augment: Augment | None = None,
     ) -> None:
         self._dataset = dataset
         self._batch_size = batch_size
@@ -69,12 +74,6 @@ class Batches:
             draw = generator(self._seed, Purpose.ORDER, epoch)
             self._order = (epoch, torch.randperm(len(self._dataset), generator=draw))
         return self._order[1]
-
-
-def draw_annotators(case: Case, n: int, draw: torch.Generator) -> Tensor:
-    """Draw n annotators of a case with replacement, by their weights if they have any."""
-    weights = torch.ones(len(case.annotators)) if case.weights is None else case.weights
-    return case.annotators[torch.multinomial(weights.double(), n, replacement=True, generator=draw)]
 
 
 def spread(count: int, wanted: int) -> list[int]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import astuple, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from revgrad.models.data import CaseDataset, CaseFolder, augmentation
 from revgrad.models.training.batches import Augment, seed_noise
 from revgrad.models.training.config import (
     TrainConfig,
@@ -86,23 +87,29 @@ def prepare(config: TrainConfig) -> Training:
     optional_import("safetensors", "train")  # before the time that training takes
     if config.threads:
         torch.set_num_threads(config.threads)
-    train, val = (
-        build_dataset(config.data, split, config.seed, config.data_options)
-        for split in ("train", "val")
-    )
+    config, train = _training_data(config)
+    val = build_dataset(config.data, "val", config.seed, config.data_options)
     seed_noise(config.seed, Purpose.WEIGHTS)
     network = build_model(config.model, train, config.model_options)
     print(f"{train.title}\n{len(train)} cases to train on, {len(val)} to validate on")
+    if (most := network.most_samples) is not None and most < config.validation_samples:
+        print(f"{config.model} gives {most} samples: validated by {most}")
     return Training(config, network, train, val, _augmentation(config.augmentation))
 
 
-def _augmentation(name: str) -> Augment | None:
-    if name == "none":
-        return None
-    from revgrad.models import data
+def _training_data(config: TrainConfig) -> tuple[TrainConfig, CaseDataset]:
+    """The data to train on, and the configuration with what they are normalised by.
 
-    make: Any = getattr(data, "augmentation", None)
-    if make is None:
-        raise ValueError(f"augmentation must be none here, not {name!r}")
-    augment: Augment = make(name)
-    return augment
+    It is measured once, over all training cases: validation, a resumed run and `revgrad evaluate`
+    take it from the settings.
+    """
+    train = build_dataset(config.data, "train", config.seed, config.data_options)
+    if isinstance(train, CaseFolder) and train.needs_fingerprint:
+        fingerprint = [list(astuple(channel)) for channel in train.fingerprint]
+        options = {**config.data_options, "fingerprint": fingerprint}
+        config = replace(config, data_options=options)
+    return config, train
+
+
+def _augmentation(name: str) -> Augment | None:
+    return None if name == "none" else augmentation(name)

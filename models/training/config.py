@@ -34,7 +34,7 @@ class TrainConfig:
     model_options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "arguments of the network, as JSON"}
     )
-    data: str = _setting("lidc", "name of a dataset, lidc-pickle:PATH, or a folder")
+    data: str = _setting("lidc", "name of a dataset, NAME:PATH of a file, or a folder")
     data_options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "arguments of the dataset, as JSON"}
     )
@@ -47,7 +47,7 @@ class TrainConfig:
     scheduler: str = _setting("constant", "of the learning rate: " + ", ".join(SCHEDULERS))
     seed: int = _setting(0, "of weights, batches, annotators and draws")
     validate_every: int = _setting(500, "steps between validations and checkpoints")
-    validation_samples: int = _setting(16, "samples of each image in a validation")
+    validation_samples: int = _setting(16, "samples of each image in a validation, at most")
     validation_cases: int = _setting(100, "images of a validation")
     threads: int = _setting(0, "CPU threads; 0 for as many as torch takes")
     device: str = _setting("cpu", "cpu, cuda or cuda:N")

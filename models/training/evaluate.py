@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from revgrad.machine import Facts, facts
-from revgrad.markdown import configuration, table
+from revgrad.machine import facts
 from revgrad.models.data import CaseDataset
+from revgrad.models.training import page, pictures
 from revgrad.models.training.batches import spread
-from revgrad.models.training.checkpoint import (
-    BEST,
-    LATEST,
-    load,
-    load_dataset,
-    load_segmenter,
-    write_atomically,
-)
+from revgrad.models.training.checkpoint import BEST, LATEST, load, load_dataset, load_segmenter
 from revgrad.models.training.intervals import Interval, Resampling
+from revgrad.models.training.judge import Judged, judge
+from revgrad.models.training.references import references
+from revgrad.models.training.registry import DETERMINISTIC, seeded
 from revgrad.models.training.scores import (
-    CaseScores,
-    ged_name,
-    no_learning,
+    common_ged,
     paired_difference,
-    score,
-    score_network,
+    predictor,
+    scored,
     summary,
 )
+from revgrad.models.training.truth_page import Reports, truth_page, truth_record
+from revgrad.optional import MissingExtraError
 
-NAME = "evaluation"
 Summaries = dict[str, dict[str, Interval]]
 
 
@@ -46,6 +39,7 @@ class Settings:
     checkpoint: str = "best"
     samples: int = 16
     cases: int = 0
+    shown: int = 4
     seed: int = 0
     device: str = "cpu"
 
@@ -59,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=default.samples, help="(%(default)s)")
     parser.add_argument(
         "--cases", type=int, default=default.cases, help="evenly spaced; 0 for all (%(default)s)"
+    )
+    parser.add_argument(
+        "--shown", type=int, default=default.shown, help="cases on the sheet (%(default)s)"
     )
     parser.add_argument("--seed", type=int, default=default.seed, help="(%(default)s)")
     parser.add_argument("--device", default=default.device, help="(%(default)s)")
@@ -79,52 +76,63 @@ def main(args: argparse.Namespace) -> int:
 def evaluate(runs: Sequence[Path], settings: Settings) -> str:
     """Score runs and the predictions without learning on the same cases.
 
-    Writes evaluation.md and evaluation.json into each run's folder.
+    Writes evaluation.md, evaluation.json and, with matplotlib, figures into each run's folder.
 
     Returns:
-        The page.
+        The page, and which figures were written.
 
     Raises:
         ValueError: A number is out of range, a run's folder holds no checkpoint, or the runs were
             configured with different data.
     """
-    if settings.samples < 1 or settings.cases < 0 or settings.seed < 0:
-        raise ValueError("samples must be at least 1, cases and seed at least 0")
+    if settings.samples < 1 or settings.cases < 0 or settings.seed < 0 or settings.shown < 1:
+        raise ValueError("samples and shown must be at least 1, cases and seed at least 0")
     dataset = _common_dataset(runs, settings.split)
-    scores = {}
-    for run in runs:
-        network = load_segmenter(run, settings.checkpoint).to(settings.device)
-        scores[str(run)] = score_network(
-            network, dataset, n=settings.samples, cases=settings.cases, seed=settings.seed
-        )
-    first = scores[str(runs[0])]
+    indices = spread(len(dataset), settings.cases)
+    shown = [indices[place] for place in spread(len(indices), settings.shown)]
+    judged = {run: _judge_run(run, dataset, indices, shown, settings) for run in runs}
+    first = judged[runs[0]].scores
     resampling = Resampling([case.patient for case in first], seed=settings.seed)
-    summaries = {name: summary(found, resampling) for name, found in scores.items()}
-    summaries |= _baselines(dataset, settings, resampling)
-    differences = _differences(scores, settings.samples, resampling)
+    summaries = {str(run): summary(found.scores, resampling) for run, found in judged.items()}
+    summaries |= _references(dataset, indices, settings, resampling)
     record = {
         **vars(settings),
         "data": dataset.title,
         "cases": len(first),  # settings say 0 for all
         "patients": resampling.count,
-        "steps": {str(run): _step(run, settings.checkpoint) for run in runs},
+        "steps": {str(run): _facts(run, settings.checkpoint)["step"] for run in runs},
     }
-    machine = facts(settings.device)
-    page = _page(record, machine, summaries, differences)
-    for run in runs:
-        rows: dict[str, Any] = {"settings": record, "machine": machine, "scores": _named(summaries)}
-        rows |= {"paired differences": {k: v._asdict() for k, v in differences.items()}}
-        rows |= {"by case": [{"name": c.name, **c.values} for c in scores[str(run)]]}
-        _write(run, page, rows)
-    return page
+    text = _write(judged, record, summaries, _differences(judged, resampling), dataset)
+    try:
+        names = pictures.draw(judged, dataset, indices, shown, summaries)
+    except MissingExtraError as error:
+        return f"{text}\nNo figures: {error}"
+    return f"{text}\nIn each run's folder: {', '.join(names)}"
+
+
+def _judge_run(
+    run: Path,
+    dataset: CaseDataset,
+    indices: Sequence[int],
+    shown: Sequence[int],
+    settings: Settings,
+) -> Judged:
+    network = load_segmenter(run, settings.checkpoint).to(settings.device)
+    if (most := network.most_samples) is not None and most < settings.samples:
+        print(f"{run} gives {most} samples: judged by these")
+    predict = predictor(network, settings.samples, settings.seed)
+    return judge(predict, dataset, indices, settings.seed, shown)
 
 
 def _common_dataset(runs: Sequence[Path], split: str) -> CaseDataset:
     """The data that all runs were configured with."""
     if len(set(runs)) < len(runs):
         raise ValueError("a run is named twice")
-    keys = ("data", "data_options", "seed")
-    asked = [{key: load(run / LATEST).facts["config"][key] for key in keys} for run in runs]
+    asked = []
+    for run in runs:
+        config = load(run / LATEST).facts["config"]
+        options = seeded(config["data"], config["seed"], config["data_options"])
+        asked.append({"data": config["data"], "data_options": options})
     for run, other in zip(runs, asked, strict=True):
         if other != asked[0]:
             raise ValueError(f"{run} has other data than {runs[0]}: {other} and {asked[0]}")
@@ -132,75 +140,56 @@ def _common_dataset(runs: Sequence[Path], split: str) -> CaseDataset:
     return dataset
 
 
-def _baselines(dataset: CaseDataset, settings: Settings, resampling: Resampling) -> Summaries:
-    indices = spread(len(dataset), settings.cases)
-    try:
-        predictions = no_learning(dataset, indices, settings.samples)
-    except ModuleNotFoundError:
-        return {}
+def _references(
+    dataset: CaseDataset, indices: Sequence[int], settings: Settings, resampling: Resampling
+) -> Summaries:
     found = {}
-    for name, predict in predictions.items():
-        found[name] = summary(score(predict, dataset, indices, settings.seed), resampling)
+    for name, predict in references(dataset, settings.samples, settings.seed).items():
+        scores = [score for _, score, _ in scored(predict, dataset, indices, settings.seed)]
+        found[name] = summary(scores, resampling)
     return found
 
 
-def _differences(
-    scores: Mapping[str, Sequence[CaseScores]], n: int, resampling: Resampling
-) -> dict[str, Interval]:
-    """Of the first run's GED and each other one's."""
-    (first, mine), *others = scores.items()
-    return {
-        f"{first} - {name}": paired_difference(mine, found, ged_name(n), resampling)
-        for name, found in others
-    }
+def _differences(judged: Mapping[Path, Judged], resampling: Resampling) -> dict[str, Interval]:
+    """Of the first run's GED and each other one's, at the most samples that both have."""
+    (first, mine), *others = judged.items()
+    found = {}
+    for name, other in others:
+        metric = common_ged(mine.scores, other.scores)
+        difference = paired_difference(mine.scores, other.scores, metric, resampling)
+        found[f"{metric}: {first} - {name}"] = difference
+    return found
 
 
-def _page(
-    record: Mapping[str, Any],
-    machine: Facts,
+def _write(
+    judged: Mapping[Path, Judged],
+    settings: Mapping[str, Any],
     summaries: Summaries,
     differences: Mapping[str, Interval],
+    dataset: CaseDataset,
 ) -> str:
-    metrics = list(dict.fromkeys(name for found in summaries.values() for name in found))
-    rows = [
-        [metric, *(_cell(found.get(metric)) for found in summaries.values())] for metric in metrics
-    ]
-    parts = [
-        f"# Evaluation\n\n{record['data']}\n",
-        f"{record['cases']} cases of {record['patients']} patients, means over cases with 95 % "
-        "intervals over patients (bootstrap).\n",
-        table(("", *summaries), rows) + "\n",
-    ]
-    if differences:
-        rows = [[name, _cell(value)] for name, value in differences.items()]
-        parts.append(table(("paired difference", ged_name(record["samples"])), rows) + "\n")
-    return "\n".join([*parts, configuration(record, machine)])
+    """Write page and record into each run's folder."""
+    machine = facts(settings["device"])
+    reports: Reports = {str(run): found.truth for run, found in judged.items() if found.truth}
+    unets = [str(run) for run in judged if _facts(run, settings["checkpoint"])["config"]["model"]
+             in DETERMINISTIC]  # fmt: skip
+    truth = ""
+    if reports:
+        switches = [dataset.classes[label] for label, _ in dataset[0].facts["switches"]]
+        truth = truth_page(reports, unets, switches)
+    text = page.page(settings, machine, summaries, differences, truth)
+    both = {
+        "settings": settings,
+        "machine": machine,
+        "scores": page.named(summaries),
+        "paired differences": {k: v._asdict() for k, v in differences.items()},
+        "known truth": truth_record(reports, unets),
+    }
+    for run, found in judged.items():
+        by_case = [{"name": case.name, **case.values} for case in found.scores]
+        page.write(run, text, {**both, "by case": by_case})
+    return text
 
 
-def _cell(value: Interval | None) -> str:
-    if value is None:
-        return ""
-    return f"{value.mean:.4g} ({value.low:.4g} to {value.high:.4g})"
-
-
-def _named(summaries: Summaries) -> dict[str, Any]:
-    return {run: {k: v._asdict() for k, v in found.items()} for run, found in summaries.items()}
-
-
-def _step(run: Path, which: str) -> int:
-    return int(load(run / (BEST if which == "best" else LATEST)).facts["step"])
-
-
-def _write(run: Path, page: str, record: Mapping[str, Any]) -> None:
-    write_atomically(run / f"{NAME}.md", page.encode())
-    text = json.dumps(_without_nan(record), indent=1, allow_nan=False)
-    write_atomically(run / f"{NAME}.json", f"{text}\n".encode())
-
-
-def _without_nan(value: Any) -> Any:
-    """The same with None in place of numbers that JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _facts(run: Path, which: str) -> dict[str, Any]:
+    return load(run / (BEST if which == "best" else LATEST)).facts

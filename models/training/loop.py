@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from revgrad.models.data import CaseDataset
+from revgrad.models.data.case import without_ignored
 from revgrad.models.metrics import generalized_energy_distance
 from revgrad.models.progress import Progress
 from revgrad.models.segmenter import LossTerms, Segmenter
@@ -75,13 +76,19 @@ class Training:
         self.best: dict[str, Any] = {"ged": math.inf, "step": 0}
         self._batches = Batches(train, config.batch_size, config.seed, augment)
         self._val = val
+        most = network.most_samples
+        self._samples = min(config.validation_samples, most or config.validation_samples)
 
     def start(self) -> None:
         """Make the folder and write the configuration into it.
 
         Raises:
             FileExistsError: It holds a run already.
+            ValueError: The first batch or the first case to validate on does not fit the network;
+                nothing is written then.
         """
+        self.network.check_masks(*self._batches(0))
+        self.network.check_image(self._val[0].image[None])
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in (CONFIG, LATEST, LOG):
             if (self.folder / name).exists():
@@ -161,10 +168,10 @@ class Training:
             seed_noise(self.config.seed, Purpose.VALIDATION, index)
             image = case.image[None].to(self.config.device, self.dtype)
             with self._autocast():
-                logits = self.network.sample(image, self.config.validation_samples)
+                logits = self.network.sample(image, self._samples)
             found.append(
                 generalized_energy_distance(
-                    logits[0].argmax(1).cpu(),
+                    without_ignored(case, logits[0].argmax(1).cpu()),
                     case.annotators,
                     num_classes=self.network.out_channels,
                     spatial_dims=self.network.spatial_dims,

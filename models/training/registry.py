@@ -1,34 +1,54 @@
-"""Networks and datasets by name, imported when they are asked for."""
+"""Networks and datasets by name."""
 
 from __future__ import annotations
 
-from importlib import import_module
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from revgrad.models.data import CaseDataset
+from revgrad.models import phiseg, probabilistic_unet
+from revgrad.models.baselines import DropoutUNet, Image2ImageVAE, MHeads, UNetEnsemble
+from revgrad.models.baselines.independent_pixels import independent_pixels_of_unet
+from revgrad.models.data import (
+    LIDC,
+    CaseDataset,
+    CaseFolder,
+    CityscapesFolder,
+    LIDCPickle,
+    PHiSegHDF5,
+    ProstateLike,
+    Scenes,
+)
+from revgrad.models.deterministic import iunet_segmenter
 from revgrad.models.segmenter import Segmenter
+from revgrad.models.unet import UNet
 
-# Name -> module and class. A network takes (spatial_dims, in_channels, out_channels, **options).
-MODELS = {
-    "unet": "revgrad.models.unet:UNet",
-    "probabilistic-unet": "revgrad.models.probabilistic_unet:ProbabilisticUNet",
-    "phiseg": "revgrad.models.phiseg:PHiSeg",
-    "revphiseg": "revgrad.models.phiseg:RevPHiSeg",
-    "dropout-unet": "revgrad.models.baselines:DropoutUNet",
-    "unet-ensemble": "revgrad.models.baselines:UNetEnsemble",
-    "m-heads": "revgrad.models.baselines:MHeads",
-    "image2image-vae": "revgrad.models.baselines:Image2ImageVAE",
+# Of these all samples are the same.
+DETERMINISTIC: dict[str, Callable[..., Segmenter]] = {"unet": UNet, "iunet": iunet_segmenter}
+# Each is called with (spatial_dims, in_channels, out_channels, **options).
+MODELS: dict[str, Callable[..., Segmenter]] = {
+    **DETERMINISTIC,
+    **probabilistic_unet.PRESETS,
+    **phiseg.PRESETS,
+    "dropout-unet": DropoutUNet,
+    "unet-ensemble": UNetEnsemble,
+    "m-heads": MHeads,
+    "image2image-vae": Image2ImageVAE,
+    "independent-pixels": independent_pixels_of_unet,
 }
-# A dataset takes (split, seed=, **options).
-DATA = {
-    "lidc": "revgrad.models.data:LIDC",
-    "scenes": "revgrad.models.data:Scenes",
-    "prostate": "revgrad.models.data:ProstateLike",
+# Called with (split=, seed=, **options).
+DATA: dict[str, Callable[..., CaseDataset]] = {
+    "lidc": LIDC,
+    "scenes": Scenes,
+    "prostate": ProstateLike,
 }
-FOLDER = "revgrad.models.data:CaseFolder"
-# A dataset in one file, NAME:PATH, takes (path, split, seed=, **options).
-FILES = {"lidc-pickle": "revgrad.models.data:LIDCPickle"}
+# NAME:PATH is called with (path, split=, **options), and seed= where the split is not the file's.
+FILES: dict[str, Callable[..., CaseDataset]] = {
+    "lidc-pickle": LIDCPickle,
+    "phiseg-hdf5": PHiSegHDF5,
+    "cityscapes": CityscapesFolder,
+}
 
 
 def build_model(name: str, dataset: CaseDataset, options: dict[str, Any]) -> Segmenter:
@@ -40,7 +60,7 @@ def build_model(name: str, dataset: CaseDataset, options: dict[str, Any]) -> Seg
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; accepted are {', '.join(MODELS)}")
     shape = (dataset.spatial_dims, dataset.in_channels, len(dataset.classes))
-    network: Segmenter = _call(MODELS[name], "model_options", *shape, **options)
+    network: Segmenter = _call(name, MODELS[name], "model_options", *shape, **options)
     return network
 
 
@@ -50,28 +70,41 @@ def build_dataset(name: str, split: str, seed: int, options: dict[str, Any]) -> 
     Raises:
         ValueError: There is no such dataset, or it does not take the options.
     """
-    options = {"seed": seed, **options, "split": split}
-    kind, _, path = name.partition(":")
-    if name in DATA:
-        found = _call(DATA[name], "data_options", **options)
-    elif kind in FILES and path:
-        found = _call(FILES[kind], "data_options", path, **options)
-    elif Path(name).is_dir():
-        found = _call(FOLDER, "data_options", name, **options)
-    else:
-        files = ", ".join(f"{kind}:PATH" for kind in FILES)
-        raise ValueError(
-            f"unknown data {name!r}; accepted are {', '.join(DATA)}, {files} and an existing folder"
-        )
-    if len(found) == 0:
+    made, given = _find(name)
+    options = {**seeded(name, seed, options), "split": split}
+    dataset: CaseDataset = _call(name, made, "data_options", *given, **options)
+    if len(dataset) == 0:
         raise ValueError(f"the {split} part of {name} has no case")
-    dataset: CaseDataset = found
     return dataset
 
 
-def _call(target: str, settings: str, *args: Any, **options: Any) -> Any:
-    module, _, name = target.partition(":")
-    made = getattr(import_module(module), name)
+def seeded(name: str, seed: int, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with a run's seed of the split, unless they have one or the split is the file's.
+
+    Raises:
+        ValueError: There is no such dataset.
+    """
+    made, _ = _find(name)
+    drawn = "seed" in inspect.signature(made).parameters
+    return {"seed": seed, **options} if drawn else dict(options)
+
+
+def _find(name: str) -> tuple[Callable[..., CaseDataset], tuple[str, ...]]:
+    """What makes a dataset, and its first arguments."""
+    kind, _, path = name.partition(":")
+    if name in DATA:
+        return DATA[name], ()
+    if kind in FILES and path:
+        return FILES[kind], (path,)
+    if Path(name).is_dir():
+        return CaseFolder, (name,)
+    files = ", ".join(f"{kind}:PATH" for kind in FILES)
+    raise ValueError(
+        f"unknown data {name!r}; accepted are {', '.join(DATA)}, {files} and an existing folder"
+    )
+
+
+def _call(name: str, made: Callable[..., Any], settings: str, *args: Any, **options: Any) -> Any:
     # JSON has lists where Python has tuples.
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     try:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from importlib import import_module
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from revgrad.models.data import Case, CaseDataset
+from revgrad.models.data.case import draw_annotators, without_ignored
 from revgrad.models.metrics import (
     calibration_bins,
     calibration_gap,
@@ -25,7 +25,7 @@ from revgrad.models.metrics import (
     volume_crps,
 )
 from revgrad.models.segmenter import Segmenter
-from revgrad.models.training.batches import draw_annotators, seed_noise, spread
+from revgrad.models.training.batches import seed_noise, spread
 from revgrad.models.training.intervals import Interval, Resampling, interval
 from revgrad.models.training.seeding import Purpose, generator
 
@@ -50,6 +50,9 @@ class CaseScores(NamedTuple):
     bins: Tensor
 
 
+_GED = re.compile(r"GED² \(n=(\d+)\)")
+
+
 def ged_name(n: int) -> str:
     """What the GED of n samples is called in tables."""
     return f"GED² (n={n})"
@@ -67,51 +70,34 @@ def score_network(
         cases: how many cases, evenly spaced; 0 for all.
         seed: of samples and drawn annotators; a case's draws do not depend on the other cases.
     """
+    predict = predictor(network, n, seed)
+    return [found for _, found, _ in scored(predict, dataset, spread(len(dataset), cases), seed)]
+
+
+def predictor(network: Segmenter, n: int, seed: int) -> Predict:
+    """Draws n samples of a case, or as many as the network can give."""
     network.eval()
     weight = next(network.parameters())
+    count = min(n, network.most_samples or n)
 
     def predict(case: Case, index: int) -> Tensor:
         seed_noise(seed, Purpose.EVALUATION, index)
         with torch.inference_mode():
-            logits = network.sample(case.image[None].to(weight.device, weight.dtype), n)
+            logits = network.sample(case.image[None].to(weight.device, weight.dtype), count)
         return logits[0].float().softmax(1).cpu()
 
-    return score(predict, dataset, spread(len(dataset), cases), seed)
+    return predict
 
 
-def score(
+def scored(
     predict: Predict, dataset: CaseDataset, indices: Iterable[int], seed: int = 0
-) -> list[CaseScores]:
-    """Score what `predict(case, index)` says of each case."""
-    found = []
+) -> Iterator[tuple[Case, CaseScores, Tensor]]:
+    """Score what `predict(case, index)` says of each case, and hand on all three."""
     for index in indices:
         case = dataset[index]
-        found.append(
-            _score(case, predict(case, index), generator(seed, Purpose.EVALUATION, index, 1))
-        )
-    return found
-
-
-def no_learning(dataset: CaseDataset, indices: Sequence[int], n: int) -> dict[str, Predict]:
-    """The two predictions that need no learning, by name."""
-    baselines = import_module("revgrad.models.no_learning")
-    classes = len(dataset.classes)
-
-    def thresholds(case: Case, index: int) -> Tensor:
-        # Shuffled, as GED is also taken of the first few, which would be the lowest thresholds.
-        order = torch.randperm(n, generator=generator(0, Purpose.EVALUATION, index, 2))
-        return one_hot(baselines.threshold_samples(case.image, n)[order], classes)
-
-    def majority(case: Case, index: int) -> Tensor:
-        mask = baselines.majority_mask(case.annotators, case.weights)
-        return one_hot(mask, classes).expand(n, *[-1] * mask.dim())  # n equal samples
-
-    return {"thresholding": thresholds, "majority mask (knows the annotators)": majority}
-
-
-def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Probabilities ``(n, classes, *spatial)`` of sure label maps ``(n, *spatial)``."""
-    return F.one_hot(labels.long(), classes).movedim(-1, 1).float()
+        probabilities = predict(case, index)
+        draw = generator(seed, Purpose.EVALUATION, index, 1)
+        yield case, _score(case, probabilities, draw), probabilities
 
 
 def summary(scores: Sequence[CaseScores], resampling: Resampling) -> dict[str, Interval]:
@@ -125,6 +111,17 @@ def summary(scores: Sequence[CaseScores], resampling: Resampling) -> dict[str, I
     bins = resampling.sums(torch.stack([case.bins for case in scores]).numpy())
     found[ECE] = interval(calibration_gap(torch.from_numpy(bins)).numpy())
     return found
+
+
+def ged_counts(names: Iterable[str]) -> list[int]:
+    """The numbers of samples, ascending, that there is a GED of among these metrics."""
+    return sorted(int(found[1]) for name in names if (found := _GED.fullmatch(name)))
+
+
+def common_ged(first: Sequence[CaseScores], second: Sequence[CaseScores]) -> str:
+    """The name of the GED of the most samples that both have."""
+    counts = [set(ged_counts(scores[0].values)) for scores in (first, second)]
+    return ged_name(max(counts[0] & counts[1]))
 
 
 def paired_difference(
@@ -143,7 +140,7 @@ def paired_difference(
 
 def _score(case: Case, probabilities: Tensor, draw: torch.Generator) -> CaseScores:
     n, classes = probabilities.shape[:2]
-    maps = probabilities.argmax(1)
+    maps = without_ignored(case, probabilities.argmax(1))
     # Metrics other than the energy distance take annotators as draws, so of a known distribution
     # they get draws.
     truth = case.annotators if case.weights is None else draw_annotators(case, max(n, 16), draw)

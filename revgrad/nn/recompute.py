@@ -11,7 +11,6 @@ from torch.utils._pytree import tree_leaves
 from revgrad.autograd.inventory import known
 from revgrad.autograd.outside import outside_of_compiler
 from revgrad.autograd.protocol import Part, State
-from revgrad.autograd.scrutiny import refuse
 from revgrad.autograd.segment import run_segment
 from revgrad.errors import ReversibleError
 from revgrad.nn.arithmetic import forward_mode_is_on
@@ -49,6 +48,8 @@ class Recompute(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the module. Traced by `torch.compile`, the graph is broken here."""
         if torch.compiler.is_dynamo_compiling() and self.save_memory:
+            from revgrad.autograd.scrutiny import refuse  # brings the compiler
+
             refuse("a module that is recomputed is not traced")
         if not self._can_save((x, args, kwargs)):
             return self.module(x, *args, **kwargs)

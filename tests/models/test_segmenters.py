@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from revgrad.models import PHiSeg, ProbabilisticUNet, RevPHiSeg, UNet
+from revgrad.models import DeterministicSegmenter, PHiSeg, ProbabilisticUNet, RevPHiSeg, UNet
 from revgrad.models.baselines import (
     DropoutUNet,
     Image2ImageVAE,
@@ -11,6 +11,7 @@ from revgrad.models.baselines import (
     MHeads,
     UNetEnsemble,
 )
+from revgrad.models.deterministic import iunet_segmenter
 
 CHANNELS = (4, 6, 8)
 
@@ -30,10 +31,16 @@ def independent_pixels(*args, **options):
     return IndependentPixels(UNet(*args, **options))
 
 
+def deterministic(spatial_dims, in_channels, out_channels, **options):
+    net = iunet_segmenter(spatial_dims, in_channels, out_channels, (16, 16), (1, 1)).net
+    return DeterministicSegmenter(net, spatial_dims, in_channels, out_channels, divisor=4)
+
+
 # Of each: how it is made. Another network comes in with one line.
 NETWORKS = {
     "unet": small(UNet),
     "unet-reversible": small(UNet, reversible=True),
+    "deterministic": small(deterministic),
     "probabilistic": small(ProbabilisticUNet),
     "probabilistic-reversible": small(ProbabilisticUNet, reversible=True, norm="batch"),
     "probabilistic-exp": small(ProbabilisticUNet, scale="exp", average_scale=True),
@@ -45,7 +52,7 @@ NETWORKS = {
     "vae": small(Image2ImageVAE),
     "independent-pixels": small(independent_pixels),
 }
-DETERMINISTIC = ("unet", "unet-reversible")
+DETERMINISTIC = ("unet", "unet-reversible", "deterministic")
 NOT_DRAWN = (*DETERMINISTIC, "ensemble", "m-heads")  # the same samples at each call
 # One latent level, so that the prior does not depend on what is drawn.
 ONE_LATENT = ("probabilistic", "probabilistic-reversible", "probabilistic-exp", "vae")

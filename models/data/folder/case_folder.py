@@ -107,8 +107,9 @@ class CaseFolder:
             ``noNorm``, ``rescale_to_0_1``, ``rgb_to_0_1``; z-score by image for all others.
             ``"zscore"`` or ``"none"`` holds for all channels. A slice is normalised with its
             volume.
-        fingerprint: what CT channels are normalised by; None measures it when the first image is
-            read, over the training cases, of which all are read.
+        fingerprint: what CT channels are normalised by, each channel a `Fingerprint` or its four
+            numbers; None measures it when the first image is read, over the training cases, of
+            which all are read.
         cache: how many volumes to keep in memory; None keeps all.
 
     Raises:
@@ -133,7 +134,7 @@ class CaseFolder:
         min_foreground: int = 0,
         size: int | Sequence[int] | None = None,
         normalisation: str = "nnunet",
-        fingerprint: Sequence[Fingerprint] | None = None,
+        fingerprint: Sequence[Fingerprint | Sequence[float]] | None = None,
         cache: int | None = 1,
     ) -> None:
         if spatial_dims not in (2, 3) or axis not in (0, 1, 2):
@@ -151,7 +152,7 @@ class CaseFolder:
         self._schemes = [scheme_of(name, normalisation) for name in names]
         if fingerprint is not None and len(fingerprint) != len(names):
             raise ValueError(f"fingerprint must have {len(names)} channels")
-        self._fingerprint = None if fingerprint is None else tuple(fingerprint)
+        self._fingerprint = None if fingerprint is None else tuple(map(_channel, fingerprint))
         self._cases, self._training = self._divide(split, ratios, seed)
         self._cached: OrderedDict[int, Arrays] = OrderedDict()
         self._cache = len(self._cases) if cache is None else max(cache, 1)
@@ -183,6 +184,11 @@ class CaseFolder:
         # Copies: what is kept in memory must not change with what a user does to a case.
         tensors = [torch.from_numpy(np.array(array, order="C")) for array in (image, annotators)]
         return Case(tensors[0], tensors[1], name, files.patient, facts=facts)
+
+    @property
+    def needs_fingerprint(self) -> bool:
+        """Whether some channel is normalised by it."""
+        return "ct" in self._schemes
 
     @property
     def fingerprint(self) -> tuple[Fingerprint, ...]:
@@ -241,7 +247,7 @@ class CaseFolder:
             self._cached.move_to_end(case)
             return self._cached[case]
         arrays = self._read(self._cases[case])
-        fingerprint = self.fingerprint if "ct" in self._schemes else ()
+        fingerprint = self.fingerprint if self.needs_fingerprint else ()
         arrays = replace(arrays, image=normalise(arrays.image, self._schemes, fingerprint))
         self._cached[case] = arrays
         while len(self._cached) > self._cache:
@@ -295,6 +301,17 @@ def fit(array: NDArray[Any], size: Sequence[int], fill: Any = 0) -> NDArray[Any]
         target.append(slice((want - kept) // 2, (want - kept) // 2 + kept))
     result[tuple(target)] = array[tuple(source)]
     return result
+
+
+def _channel(given: Fingerprint | Sequence[float]) -> Fingerprint:
+    """The fingerprint of a channel, as a file of settings may hold it: its four numbers."""
+    if isinstance(given, Fingerprint):
+        return given
+    if len(given) != 4 or not all(isinstance(number, int | float) for number in given):
+        raise ValueError(
+            f"the fingerprint of a channel is low, high, mean and std, four numbers, not {given!r}"
+        )
+    return Fingerprint(*map(float, given))
 
 
 def _sizes(size: int | Sequence[int] | None, spatial_dims: int) -> tuple[int, ...] | None:

@@ -103,7 +103,7 @@ def test_what_was_built_is_read_as_a_dataset(database, tmp_path):
 
 def test_the_command_says_what_it_found(database, tmp_path, capsys):
     out = tmp_path / "masks.npz"
-    assert cli.main(["prepare", "lidc", str(database), str(out)]) == 0
+    assert cli.main(["data", "build-lidc", str(database), str(out)]) == 0
     shown = capsys.readouterr().out
     assert "3 nodules (2 by 1, 1 by 4 readers)" in shown
     assert "2 slices of 1 nodules with 4 readers" in shown
@@ -152,9 +152,9 @@ def _line(corners):
 
 def test_a_command_that_cannot_work_says_why(database, tmp_path):
     with pytest.raises(SystemExit, match=r"revgrad: .*none\.sqlite: no such file"):
-        cli.main(["prepare", "lidc", str(tmp_path / "none.sqlite"), "out.npz"])
+        cli.main(["data", "build-lidc", str(tmp_path / "none.sqlite"), "out.npz"])
     with pytest.raises(SystemExit, match=r"there is no folder .*absent to write to"):
-        cli.main(["prepare", "lidc", str(database), str(tmp_path / "absent" / "out.npz")])
+        cli.main(["data", "build-lidc", str(database), str(tmp_path / "absent" / "out.npz")])
 
 
 def test_bad_databases_are_named(tmp_path):

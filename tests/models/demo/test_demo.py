@@ -66,10 +66,20 @@ def test_page_shows_the_pictures(report):
         assert (report / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_samples_stand_beside_the_radiologists(report):
+    pytest.importorskip("matplotlib")
+    found = json.loads((report / "samples.json").read_text())
+    assert found["data"] == "LIDC masks, synthetic images" and found["network"] == "RevPHiSeg"
+    assert found["configuration"]["seed"] == 3 and len(found["losses"]) == 2
+    assert found["ged"]["before training"] > 0 and len(found["ged"]) == 5
+    assert (report / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_without_matplotlib_there_is_a_report_and_a_hint(tmp_path, capsys, no_matplotlib):
     assert main(["demo", "--quick", "--steps=2", "--threads=1", "--output", str(tmp_path)]) == 0
     assert "pip install 'revgrad[train]'" in capsys.readouterr().out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.json", "report.md"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["demo.json", "report.md", "samples.json"]
     assert ".png" not in (tmp_path / "report.md").read_text()
 
 

@@ -28,7 +28,7 @@ def models():
 def test_ged_has_a_line_with_intervals_for_each_model(models):
     figure = ged_against_n(models, caption="what it is")
     (axes,) = figure.axes
-    assert axes.get_title() == "what it is"
+    assert figure.get_suptitle() == "what it is"
     assert set(legend(figure)) == {"PHiSeg", "RevPHiSeg"}
     first, second = axes.containers
     assert first.lines[0].get_xydata().tolist() == [[1, 0.5], [4, 0.3], [16, 0.2]]

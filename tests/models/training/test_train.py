@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import astuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from revgrad import cli
+from revgrad.models.data import CaseFolder
 from revgrad.models.training import CheckpointError, TrainConfig, checkpoint, load_segmenter
 from revgrad.models.training.batches import Batches
 
@@ -152,7 +155,7 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
         ({"model": "nonet"}, "unknown model 'nonet'; accepted are unet"),
         ({"data": "nodata"}, "unknown data 'nodata'; accepted are lidc"),
         ({"scheduler": "never"}, "scheduler must be one of constant"),
-        ({"model_options": {"breadth": 1}}, "model_options do not fit DiscNet"),
+        ({"model_options": {"breadth": 1}}, "model_options do not fit disc-net"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
     ],
 )
@@ -195,3 +198,38 @@ def test_an_epoch_has_every_case_once_and_annotators_follow_their_weights(toys):
     shares = annotators.bincount(minlength=4) / 1000
     assert (shares - torch.tensor([0.4, 0.3, 0.2, 0.1])).abs().max() < 0.06
     assert torch.equal(batches(7)[1], drawn[7][1])
+
+
+def test_images_that_do_not_fit_leave_no_run_behind(toys, tmp_path, capsys):
+    options = {"model": "unet", "model_options": {"channels": [2, 2], "depth": 1}}
+    run = tmp_path / "run"
+    assert cli.main(arguments(run, 1, data_options={"size": 7}, **options)) == 1
+    assert "each spatial axis must be a multiple of 2, the image's are (7, 7)" in (
+        capsys.readouterr().err
+    )
+    assert not run.exists()
+    assert cli.main(arguments(run, 1, data_options={"size": 8}, **options)) == 0
+
+
+def test_what_ct_is_normalised_by_is_measured_once_and_kept(toys, tmp_path, monkeypatch):
+    nibabel = pytest.importorskip("nibabel")
+    root, run = tmp_path / "Dataset1", tmp_path / "run"
+    random = np.random.default_rng(0)
+    for case in range(5):
+        for name, high in ((f"imagesTr/c{case}_0000", 300), (f"labelsTr/c{case}", 2)):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            volume = nibabel.Nifti1Image(random.integers(0, high, (4, 4, 4), np.int16), np.eye(4))
+            nibabel.save(volume, root / f"{name}.nii.gz")
+    names = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "lesion": 1}}
+    (root / "dataset.json").write_text(json.dumps({**names, "file_ending": ".nii.gz"}))
+    measured = CaseFolder(root, "train").fingerprint
+    assert cli.main(arguments(run, 2, data=str(root), batch_size=2)) == 0
+    (kept,) = json.loads((run / "config.json").read_text())["data_options"]["fingerprint"]
+    assert kept == list(astuple(measured[0]))
+
+    def again(*args):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("revgrad.models.data.folder.case_folder.measure_fingerprint", again)
+    assert cli.main(["train", "--resume", "--output", str(run), "--steps", "3"]) == 0
+    assert cli.main(["evaluate", str(run), "--samples", "2"]) == 0

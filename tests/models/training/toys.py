@@ -72,8 +72,8 @@ class DiscNet(Segmenter):
 
 
 def register(registry):
-    registry.MODELS["disc-net"] = "toys:DiscNet"
-    registry.DATA["discs"] = "toys:Discs"
+    registry.MODELS["disc-net"] = DiscNet
+    registry.DATA["discs"] = Discs
 
 
 if __name__ == "__main__":

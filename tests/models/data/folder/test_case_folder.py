@@ -1,6 +1,8 @@
 """Cases from folders: what comes out is what the files hold, and what is wrong has a name."""
 
+import json
 import pickle
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -156,6 +158,10 @@ def test_ct_is_normalised_by_the_training_foreground_alone(folder):
     assert (val[0].image.double() - wanted).abs().max() < 1e-6
     given = CaseFolder(folder.root, "val", fingerprint=train.fingerprint)
     assert torch.equal(given[0].image, val[0].image)
+    numbers = [list(astuple(channel)) for channel in train.fingerprint]
+    again = CaseFolder(folder.root, "val", fingerprint=json.loads(json.dumps(numbers)))
+    assert again.fingerprint == train.fingerprint and again.needs_fingerprint
+    assert not CaseFolder(folder.root, "val", normalisation="none").needs_fingerprint
 
 
 def test_size_crops_and_pads_around_the_middle(folder):
@@ -198,6 +204,7 @@ def test_the_cache_holds_as_many_volumes_as_it_should(folder, monkeypatch):
         ({"size": (4, 4)}, "3 positive integers"),
         ({"normalisation": "ct"}, "'nnunet', 'zscore' or 'none', not 'ct'"),
         ({"fingerprint": ()}, "must have 1 channels"),
+        ({"fingerprint": [[1, 2, 3]]}, "low, high, mean and std, four numbers"),
     ],
 )
 def test_wrong_arguments_are_named(folder, arguments, message):
