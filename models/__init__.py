@@ -2,6 +2,7 @@
 
 from revgrad.models.gaussian import DiagonalGaussian
 from revgrad.models.iunet import iUNet
+from revgrad.models.mixture import GaussianMixture
 from revgrad.models.phiseg import PHiSeg, RevPHiSeg
 from revgrad.models.probabilistic_unet import ProbabilisticUNet
 from revgrad.models.segmenter import LossTerms, Segmenter
@@ -10,6 +11,7 @@ from revgrad.models.unet import UNet
 
 __all__ = [
     "DiagonalGaussian",
+    "GaussianMixture",
     "LossTerms",
     "PHiSeg",
     "ProbabilisticUNet",

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revgrad.models.gaussian import DiagonalGaussian
+from revgrad.models.mixture import Distribution
 from revgrad.models.segmenter import LossTerms
 
 _POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -67,7 +68,7 @@ class ResidualCrossEntropy(nn.Module):
 def elbo(
     reconstruction: Tensor,
     posterior: Sequence[DiagonalGaussian],
-    prior: Sequence[DiagonalGaussian],
+    prior: Sequence[Distribution],
     kl_weights: Sequence[float],
 ) -> LossTerms:
     """The negative evidence lower bound (RevPHiSeg, Gantenbein et al. 2020, eq. 3).

@@ -13,6 +13,7 @@ from revgrad.models.blocks import ConvStyle, Named
 from revgrad.models.gaussian import DiagonalGaussian
 from revgrad.models.latent_vector import Combination, VectorEncoder
 from revgrad.models.losses import cross_entropy_per_image
+from revgrad.models.mixture import Distribution
 from revgrad.models.segmenter import LossTerms, Segmenter
 from revgrad.models.unet import CHANNELS, UNetBody, divisor_of, he_normal_
 
@@ -44,6 +45,8 @@ class ProbabilisticUNet(Segmenter):
             features that they are made of.
         conditional_prior: False: the prior is N(0, 1) for each image, and there is no prior
             network.
+        prior_components: Gaussians of the prior; more than one make it a mixture, see
+            `revgrad.models.GaussianMixture`.
         align_corners: of the upsampling.
         norm, act, bias: of all units, see `revgrad.models.blocks.ConvStyle`. Last convolutions have
             a bias in any case.
@@ -69,6 +72,7 @@ class ProbabilisticUNet(Segmenter):
         scale: str = "softplus",
         average_scale: bool = False,
         conditional_prior: bool = True,
+        prior_components: int = 1,
         align_corners: bool = True,
         norm: Named | None = None,
         act: Named = "relu",
@@ -94,7 +98,13 @@ class ProbabilisticUNet(Segmenter):
             scale=scale,
             average_scale=average_scale,
         )
-        self.prior_network = encoder(in_channels) if conditional_prior else None
+        if prior_components != 1 and not conditional_prior:
+            raise ValueError(
+                f"the prior N(0, 1) has one component, prior_components is {prior_components!r}"
+            )
+        self.prior_network = (
+            encoder(in_channels, components=prior_components) if conditional_prior else None
+        )
         self.posterior_network = encoder(in_channels + out_channels)
         self.combination = Combination(
             style, channels[0], latent_channels, out_channels, combination_depth
@@ -124,7 +134,7 @@ class ProbabilisticUNet(Segmenter):
         )
         return logits
 
-    def prior(self, image: Tensor) -> list[DiagonalGaussian]:
+    def prior(self, image: Tensor) -> list[Distribution]:
         self.check_image(image)
         return [self._prior(image)]
 
@@ -132,9 +142,9 @@ class ProbabilisticUNet(Segmenter):
         self.check_masks(image, masks)
         return [self._posterior(image, masks)]
 
-    def _prior(self, image: Tensor) -> DiagonalGaussian:
+    def _prior(self, image: Tensor) -> Distribution:
         if self.prior_network is not None:
-            prior: DiagonalGaussian = self.prior_network(image)
+            prior: Distribution = self.prior_network(image)
             return prior
         dtype = torch.promote_types(image.dtype, torch.float32)
         mean = image.new_zeros(len(image), self.latent_channels, dtype=dtype)

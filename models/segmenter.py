@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from revgrad.models.gaussian import DiagonalGaussian
+from revgrad.models.mixture import Distribution
 from revgrad.nn import ReversibleSequence
 
 
@@ -105,7 +106,7 @@ class Segmenter(nn.Module, ABC):
         """
         raise TypeError(f"{type(self).__name__} has no latent variables to encode masks in")
 
-    def prior(self, image: Tensor) -> list[DiagonalGaussian]:
+    def prior(self, image: Tensor) -> list[Distribution]:
         """The prior of each latent level given the image, the finest first.
 
         Where a level depends on a deeper one, that one is drawn. Empty without latent variables.

@@ -52,6 +52,7 @@ class TrainConfig:
     threads: int = _setting(0, "CPU threads; 0 for as many as torch takes")
     device: str = _setting("cpu", "cpu, cuda or cuda:N")
     precision: str = _setting("float32", ", ".join(PRECISIONS) + " (autocast)")
+    channels_last: bool = _setting(False, "true: tensors in channels-last order, faster on CPUs")
     save_memory: bool = _setting(True, "false: ordinary autograd of reversible networks")
 
     def __post_init__(self) -> None:

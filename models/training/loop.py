@@ -33,6 +33,8 @@ from revgrad.models.training.seeding import Purpose
 LOG = "log.jsonl"
 CONFIG = "config.json"
 
+_CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
 
 class TrainingError(RuntimeError):
     """Training cannot go on."""
@@ -64,6 +66,10 @@ class Training:
         self.folder = Path(config.output)
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         self.network = network.to(config.device, self.dtype)
+        self.memory_format = torch.contiguous_format
+        if config.channels_last:
+            self.memory_format = _CHANNELS_LAST[network.spatial_dims]
+            network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         # True leaves what the network was built with: PHiSeg, say, stores on purpose.
         for module in network.modules():
             if not config.save_memory and hasattr(module, "save_memory"):
@@ -130,7 +136,7 @@ class Training:
     def take_step(self) -> LossTerms:
         """Take one step of the optimizer and count it."""
         images, masks = self._batches(self.step)
-        images = images.to(self.config.device, self.dtype)
+        images = images.to(self.config.device, self.dtype, memory_format=self.memory_format)
         self.network.train()
         seed_noise(self.config.seed, Purpose.NOISE, self.step)
         for group in self.optimizer.param_groups:

@@ -41,11 +41,13 @@ def same(one, other):
     )
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_a_run_stopped_between_checkpoints_ends_in_the_same_bits(toys, tmp_path, precision):
+@pytest.mark.parametrize(
+    "options", [{}, {"precision": "float64"}, {"channels_last": True}], ids=lambda o: "".join(o)
+)
+def test_a_run_stopped_between_checkpoints_ends_in_the_same_bits(toys, tmp_path, options):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert cli.main(arguments(whole, 7, precision=precision)) == 0
-    assert cli.main(arguments(parts, 4, precision=precision)) == 0
+    assert cli.main(arguments(whole, 7, **options)) == 0
+    assert cli.main(arguments(parts, 4, **options)) == 0
     with (parts / "log.jsonl").open("a") as log:
         log.write('{"step": 5}\n{"st')  # taken, but lost with the kill
     assert cli.main(["train", "--resume", "--output", str(parts), "--steps", "7"]) == 0
