@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revgrad.models.gaussian import DiagonalGaussian
-from revgrad.models.mixture import Distribution
+from revgrad.models.mixture import Distribution, fitted_kl
 from revgrad.models.segmenter import LossTerms
 
 _POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -80,7 +80,7 @@ def elbo(
         kl_weights: of each latent level.
     """
     pairs = zip(posterior, prior, strict=True)
-    kl = torch.stack([q.kl_divergence(p).mean() for q, p in pairs])
+    kl = torch.stack([fitted_kl(q, p).mean() for q, p in pairs])
     weights = kl.new_tensor(kl_weights)
     total = reconstruction.sum() + (weights * kl).sum()
     return LossTerms(total, reconstruction.detach(), kl.detach())

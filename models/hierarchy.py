@@ -8,6 +8,7 @@ pass too, from what is stored anyway.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -113,9 +114,16 @@ class Encoder(nn.Module):
         plan: The architecture.
         in_channels: Of what is encoded.
         components: Gaussians of the deepest level; more than one make a mixture.
+        start_scale: standard deviations at the start; None: softplus(0).
     """
 
-    def __init__(self, plan: Plan, in_channels: int, components: int = 1) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        in_channels: int,
+        components: int = 1,
+        start_scale: float | None = None,
+    ) -> None:
         super().__init__()
         channels, style = plan.channels, plan.style
         pool = _POOL[style.spatial_dims]
@@ -138,6 +146,9 @@ class Encoder(nn.Module):
             for level in range(plan.latent_levels - 1)
         ]
         self.latents = nn.ModuleList([*latents, Latent(plan, channels[-1], components)])
+        if start_scale is not None:
+            for latent in self.latents:
+                nn.init.constant_(latent.scale.bias, math.log(math.expm1(start_scale)))
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Features of each latent level, the finest first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,6 +14,8 @@ from revgrad.models.mixture import GaussianMixture, refuse_wrong_components, spr
 from revgrad.models.unet import Encoder, he_normal_
 
 SCALES = {"softplus": DiagonalGaussian.from_unbounded, "exp": DiagonalGaussian.from_log_scale}
+# What they make a standard deviation of.
+STARTS = {"softplus": lambda scale: math.log(math.expm1(scale)), "exp": math.log}
 
 
 class VectorEncoder(nn.Module):
@@ -25,6 +28,7 @@ class VectorEncoder(nn.Module):
         average_scale: whether mean and scale are averaged over space, not what they are made of.
             The mean is the same either way.
         components: Gaussians; more than one make it a mixture.
+        start_scale: standard deviations at the start; None: what zeros make, softplus(0) or 1.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class VectorEncoder(nn.Module):
         scale: str = "softplus",
         average_scale: bool = False,
         components: int = 1,
+        start_scale: float | None = None,
     ) -> None:
         super().__init__()
         if scale not in SCALES:
@@ -54,6 +59,9 @@ class VectorEncoder(nn.Module):
         start_small_(self.head)
         if components > 1:
             spread_means_(self.head.bias[: outputs[0]])
+        if start_scale is not None:
+            unbounded = STARTS[scale](start_scale)
+            nn.init.constant_(self.head.bias[outputs[0] : 2 * outputs[0]], unbounded)
         self._outputs = outputs
         self._components = components
         self._scale = scale

@@ -84,8 +84,30 @@ class GaussianMixture(NamedTuple):
         each = self.components.kl_of_elements(other).flatten(2).sum(2)
         return -(self.log_weights - each).logsumexp(0)
 
+    def gaussian(self) -> DiagonalGaussian:
+        """The Gaussian with its means and standard deviations."""
+        return DiagonalGaussian(self.mean, self.scale)
+
 
 Distribution = DiagonalGaussian | GaussianMixture
+
+
+def fitted_kl(posterior: DiagonalGaussian, prior: Distribution) -> Tensor:
+    """KL(posterior || prior) of each image, ``(N,)``, with gradients that fit mixtures.
+
+    A mixture is fitted to the posteriors, but they are drawn to its Gaussian, not to its
+    components: narrow components hold fast what is in them, and alternatives that the posterior
+    does not tell apart by then it would never tell apart. The value is that of the mixture; of a
+    Gaussian, value and gradients are the ordinary ones.
+    """
+    if isinstance(prior, DiagonalGaussian):
+        return posterior.kl_divergence(prior)
+    fixed = DiagonalGaussian(posterior.mean.detach(), posterior.scale.detach())
+    gaussian = prior.gaussian()
+    drawn = posterior.kl_divergence(
+        DiagonalGaussian(gaussian.mean.detach(), gaussian.scale.detach())
+    )
+    return fixed.kl_divergence(prior) + drawn - drawn.detach()
 
 
 def spread_means_(bias: Tensor) -> None:

@@ -54,6 +54,8 @@ class PHiSeg(Segmenter):
             fewer numbers than the one above.
         prior_components: Gaussians of the prior's deepest level; more than one make it a mixture,
             see `revgrad.models.GaussianMixture`.
+        posterior_start: Standard deviations of the posterior at the start; None: as the prior's.
+            Small ones, such as 0.1, let the first steps see what is in its means.
         reversible: Whether rows of units are reversible sequences, see `RevPHiSeg`.
         couplings_per_unit: Blocks of two couplings that stand for a unit in a reversible row.
         recompute_glue: Whether what lies between the rows is run again in the backward pass instead
@@ -87,6 +89,7 @@ class PHiSeg(Segmenter):
         bias: bool = True,
         kl_weights: float | Sequence[float] | None = None,
         prior_components: int = 1,
+        posterior_start: float | None = None,
         reversible: bool = False,
         couplings_per_unit: int = 1,
         recompute_glue: bool = False,
@@ -112,7 +115,9 @@ class PHiSeg(Segmenter):
             recompute_glue,
         )
         self.prior_network = Encoder(plan, in_channels, prior_components)
-        self.posterior_network = Encoder(plan, in_channels + out_channels)
+        self.posterior_network = Encoder(
+            plan, in_channels + out_channels, start_scale=posterior_start
+        )
         self.likelihood = Likelihood(plan, out_channels)
         self.cross_entropy = plan.recomputed(ResidualCrossEntropy())
         self._recompute_glue = recompute_glue
@@ -145,7 +150,8 @@ class PHiSeg(Segmenter):
             for level, given in enumerate(zip(features, below, strict=True))
         ]
         reconstruction = self.cross_entropy(*self.likelihood(latents), masks=masks)
-        return elbo(reconstruction, posterior, prior, self.kl_weights)
+        weights = [self.kl_factor * weight for weight in self.kl_weights]
+        return elbo(reconstruction, posterior, prior, weights)
 
     def sample(self, image: Tensor, n: int) -> Tensor:
         """Draw n segmentations of each image: logits ``(N, n, out_channels, *spatial)``."""

@@ -13,7 +13,7 @@ from revgrad.models.blocks import ConvStyle, Named
 from revgrad.models.gaussian import DiagonalGaussian
 from revgrad.models.latent_vector import Combination, VectorEncoder
 from revgrad.models.losses import cross_entropy_per_image
-from revgrad.models.mixture import Distribution
+from revgrad.models.mixture import Distribution, fitted_kl
 from revgrad.models.segmenter import LossTerms, Segmenter
 from revgrad.models.unet import CHANNELS, UNetBody, divisor_of, he_normal_
 
@@ -47,6 +47,8 @@ class ProbabilisticUNet(Segmenter):
             network.
         prior_components: Gaussians of the prior; more than one make it a mixture, see
             `revgrad.models.GaussianMixture`.
+        posterior_start: standard deviations of the posterior at the start; None: as the prior's.
+            Small ones, such as 0.1, let the first steps see what is in its means.
         align_corners: of the upsampling.
         norm, act, bias: of all units, see `revgrad.models.blocks.ConvStyle`. Last convolutions have
             a bias in any case.
@@ -73,6 +75,7 @@ class ProbabilisticUNet(Segmenter):
         average_scale: bool = False,
         conditional_prior: bool = True,
         prior_components: int = 1,
+        posterior_start: float | None = None,
         align_corners: bool = True,
         norm: Named | None = None,
         act: Named = "relu",
@@ -105,7 +108,7 @@ class ProbabilisticUNet(Segmenter):
         self.prior_network = (
             encoder(in_channels, components=prior_components) if conditional_prior else None
         )
-        self.posterior_network = encoder(in_channels + out_channels)
+        self.posterior_network = encoder(in_channels + out_channels, start_scale=posterior_start)
         self.combination = Combination(
             style, channels[0], latent_channels, out_channels, combination_depth
         )
@@ -116,8 +119,8 @@ class ProbabilisticUNet(Segmenter):
         posterior = self._posterior(image, masks)
         logits = self.combination(self._projected(image), posterior.rsample())
         cross_entropy = cross_entropy_per_image(logits, masks).mean()
-        kl = posterior.kl_divergence(self._prior(image)).mean()
-        total = cross_entropy + self.beta * kl
+        kl = fitted_kl(posterior, self._prior(image)).mean()
+        total = cross_entropy + self.kl_factor * self.beta * kl
         return LossTerms(total, cross_entropy.detach()[None], kl.detach()[None])
 
     def sample(self, image: Tensor, n: int) -> Tensor:

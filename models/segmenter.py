@@ -47,6 +47,10 @@ class Segmenter(nn.Module, ABC):
         in_channels: channels of the image.
         out_channels: number of classes.
         divisor: what each spatial axis of an image must be a multiple of.
+
+    Attributes:
+        kl_factor: what the weights of KL divergences in the loss are multiplied with; 1 but in the
+            first steps of a training that warms up.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Segmenter(nn.Module, ABC):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.divisor = divisor
+        self.kl_factor = 1.0
 
     @property
     def save_memory(self) -> bool:

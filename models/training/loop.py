@@ -143,6 +143,7 @@ class Training:
             group["lr"] = self.config.lr * lr_factor(
                 self.config.scheduler, self.step, self.config.steps
             )
+        self.network.kl_factor = kl_factor(self.config.kl_warmup, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             terms = self.network(images, masks.to(self.config.device))
@@ -254,6 +255,11 @@ def lr_factor(scheduler: str, step: int, steps: int) -> float:
     if scheduler == "polynomial":  # the power is nnU-Net's
         return (1 - share) ** 0.9
     return 1.0
+
+
+def kl_factor(warmup: int, step: int) -> float:
+    """What KL divergences are multiplied with at a step, from 0 (Bowman et al. 2016)."""
+    return min(1.0, step / warmup) if warmup else 1.0
 
 
 def _numbers(values: Tensor) -> list[float]:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, kl_divergence
 
 from revgrad.models import DiagonalGaussian, GaussianMixture, PHiSeg, ProbabilisticUNet
+from revgrad.models.mixture import fitted_kl
 
 
 def gaussian(shape, seed):
@@ -85,6 +86,39 @@ def _repeated(part):
     if isinstance(part, DiagonalGaussian):
         return DiagonalGaussian(*map(_repeated, part))
     return part.repeat_interleave(20_000, 1)
+
+
+def test_the_fitted_divergence_is_the_mixtures_and_draws_the_posterior_to_its_gaussian():
+    torch.manual_seed(0)
+    q, parts = gaussian((2, 3), 0), gaussian((2, 12), 1)
+    logits = torch.randn(2, 4, dtype=torch.float64)
+    leaves = [part.requires_grad_() for part in (*q, *parts, logits)]
+    p = GaussianMixture.from_channels(parts, logits, 4)
+    found = fitted_kl(q, p)
+    torch.testing.assert_close(found, q.kl_divergence(p))
+    gradients = torch.autograd.grad(found.sum(), leaves, retain_graph=True)
+    to_gaussian = torch.autograd.grad(q.kl_divergence(p.gaussian()).sum(), q, retain_graph=True)
+    of_mixture = torch.autograd.grad(q.kl_divergence(p).sum(), leaves[2:])
+    for one, other in zip(gradients, (*to_gaussian, *of_mixture), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_fitted_divergence_of_gaussians_is_the_ordinary_one():
+    q, p = gaussian((2, 3), 0), gaussian((2, 3), 1)
+    assert torch.equal(fitted_kl(q, p), q.kl_divergence(p))
+
+
+@pytest.mark.parametrize("scale", ["softplus", "exp", None])
+def test_the_posterior_starts_as_narrow_as_it_is_told(scale):
+    torch.manual_seed(0)
+    if scale is None:
+        net = PHiSeg(2, 1, 2, (8, 8), 2, posterior_start=0.1)
+    else:
+        net = ProbabilisticUNet(2, 1, 2, (8, 8), 1, scale=scale, posterior_start=0.1)
+    image, masks = torch.randn(4, 1, 8, 8), torch.randint(2, (4, 8, 8))
+    for q, p in zip(net.posterior(image, masks), net.prior(image), strict=True):
+        assert (q.scale.log() - math.log(0.1)).abs().mean() < 0.2
+        assert p.scale.mean() > 0.5
 
 
 @pytest.mark.parametrize("make", [ProbabilisticUNet, PHiSeg])
