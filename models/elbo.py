@@ -30,7 +30,9 @@ def accumulated(logits: Sequence[Tensor]) -> list[Tensor]:
     return totals
 
 
-def residual_cross_entropy(logits: Sequence[Tensor], masks: Tensor) -> Tensor:
+def residual_cross_entropy(
+    logits: Sequence[Tensor], masks: Tensor, class_weights: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of each level's accumulated logits at full size.
 
     Of level l it is CE(sum of logits_k over k >= l, masks), summed over pixels, mean over the
@@ -41,6 +43,7 @@ def residual_cross_entropy(logits: Sequence[Tensor], masks: Tensor) -> Tensor:
     Args:
         logits: as `accumulated` takes them, the first of the masks' size.
         masks: ``(N, *spatial)``, integer labels.
+        class_weights: ``(classes,)``, how much a pixel of each counts; None: 1.
 
     Returns:
         ``(levels,)``, the finest first.
@@ -49,6 +52,8 @@ def residual_cross_entropy(logits: Sequence[Tensor], masks: Tensor) -> Tensor:
     # At least float32, whatever autocast made of the logits.
     dtype = torch.promote_types(logits[0].dtype, torch.float32)
     counts = F.one_hot(masks.long(), logits[0].shape[1]).movedim(-1, 1).to(dtype)
+    if class_weights is not None:
+        counts = counts * class_weights.to(counts).view(-1, *[1] * dims)
     found: list[Tensor] = []
     for total in accumulated([level.to(dtype) for level in logits]):
         if found:
@@ -60,9 +65,15 @@ def residual_cross_entropy(logits: Sequence[Tensor], masks: Tensor) -> Tensor:
 class ResidualCrossEntropy(nn.Module):
     """`residual_cross_entropy` as a module, which can be run again instead of stored."""
 
+    class_weights: Tensor | None
+
+    def __init__(self, class_weights: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
     def forward(self, *logits: Tensor, masks: Tensor) -> Tensor:
         """The cross-entropy of each level."""
-        return residual_cross_entropy(logits, masks)
+        return residual_cross_entropy(logits, masks, self.class_weights)
 
 
 def elbo(

@@ -14,6 +14,7 @@ from revgrad.models.blocks import ConvStyle, Named
 from revgrad.models.elbo import ResidualCrossEntropy, accumulated, elbo
 from revgrad.models.gaussian import DiagonalGaussian
 from revgrad.models.hierarchy import Encoder, Likelihood, Plan
+from revgrad.models.losses import checked_class_weights
 from revgrad.models.mixture import Distribution
 from revgrad.models.segmenter import LossTerms, Segmenter
 from revgrad.nn import Recompute, ReversibleSequence, fuse
@@ -56,6 +57,8 @@ class PHiSeg(Segmenter):
             see `revgrad.models.GaussianMixture`.
         posterior_start: Standard deviations of the posterior at the start; None: as the prior's.
             Small ones, such as 0.1, let the first steps see what is in its means.
+        class_weights: How much a pixel of each class counts in the cross-entropy; None: 1. Small
+            structures may need more than their pixels to be told apart in time.
         reversible: Whether rows of units are reversible sequences, see `RevPHiSeg`.
         couplings_per_unit: Blocks of two couplings that stand for a unit in a reversible row.
         recompute_glue: Whether what lies between the rows is run again in the backward pass instead
@@ -90,6 +93,7 @@ class PHiSeg(Segmenter):
         kl_weights: float | Sequence[float] | None = None,
         prior_components: int = 1,
         posterior_start: float | None = None,
+        class_weights: Sequence[float] | None = None,
         reversible: bool = False,
         couplings_per_unit: int = 1,
         recompute_glue: bool = False,
@@ -119,7 +123,9 @@ class PHiSeg(Segmenter):
             plan, in_channels + out_channels, start_scale=posterior_start
         )
         self.likelihood = Likelihood(plan, out_channels)
-        self.cross_entropy = plan.recomputed(ResidualCrossEntropy())
+        self.cross_entropy = plan.recomputed(
+            ResidualCrossEntropy(checked_class_weights(class_weights, out_channels))
+        )
         self._recompute_glue = recompute_glue
         if recompute_glue:
             fuse(self)

@@ -12,7 +12,7 @@ from torch import Tensor
 from revgrad.models.blocks import ConvStyle, Named
 from revgrad.models.gaussian import DiagonalGaussian
 from revgrad.models.latent_vector import Combination, VectorEncoder
-from revgrad.models.losses import cross_entropy_per_image
+from revgrad.models.losses import checked_class_weights, cross_entropy_per_image
 from revgrad.models.mixture import Distribution, fitted_kl
 from revgrad.models.segmenter import LossTerms, Segmenter
 from revgrad.models.unet import CHANNELS, UNetBody, divisor_of, he_normal_
@@ -49,6 +49,8 @@ class ProbabilisticUNet(Segmenter):
             `revgrad.models.GaussianMixture`.
         posterior_start: standard deviations of the posterior at the start; None: as the prior's.
             Small ones, such as 0.1, let the first steps see what is in its means.
+        class_weights: how much a pixel of each class counts in the cross-entropy; None: 1. Small
+            structures may need more than their pixels to be told apart in time.
         align_corners: of the upsampling.
         norm, act, bias: of all units, see `revgrad.models.blocks.ConvStyle`. Last convolutions have
             a bias in any case.
@@ -76,6 +78,7 @@ class ProbabilisticUNet(Segmenter):
         conditional_prior: bool = True,
         prior_components: int = 1,
         posterior_start: float | None = None,
+        class_weights: Sequence[float] | None = None,
         align_corners: bool = True,
         norm: Named | None = None,
         act: Named = "relu",
@@ -89,6 +92,8 @@ class ProbabilisticUNet(Segmenter):
             raise ValueError(f"beta must not be negative, it is {beta!r}")
         self.beta = beta
         self.latent_channels = latent_channels
+        weights = checked_class_weights(class_weights, out_channels)
+        self.register_buffer("class_weights", weights, persistent=False)
         style = ConvStyle(spatial_dims, norm, act, bias, reversible, couplings_per_unit, arithmetic)
         self.body = UNetBody(style, in_channels, channels, depth, align_corners=align_corners)
         he_normal_(self.body, norm)
@@ -113,12 +118,14 @@ class ProbabilisticUNet(Segmenter):
             style, channels[0], latent_channels, out_channels, combination_depth
         )
 
+    class_weights: Tensor | None
+
     def loss(self, image: Tensor, masks: Tensor) -> LossTerms:
         """The negative evidence lower bound, with beta."""
         self.check_masks(image, masks)
         posterior = self._posterior(image, masks)
         logits = self.combination(self._projected(image), posterior.rsample())
-        cross_entropy = cross_entropy_per_image(logits, masks).mean()
+        cross_entropy = cross_entropy_per_image(logits, masks, self.class_weights).mean()
         kl = fitted_kl(posterior, self._prior(image)).mean()
         total = cross_entropy + self.kl_factor * self.beta * kl
         return LossTerms(total, cross_entropy.detach()[None], kl.detach()[None])
