@@ -3,6 +3,7 @@
 from revgrad.models.deterministic import DeterministicSegmenter
 from revgrad.models.gaussian import DiagonalGaussian
 from revgrad.models.iunet import iUNet
+from revgrad.models.mixture import GaussianMixture
 from revgrad.models.phiseg import PHiSeg, RevPHiSeg
 from revgrad.models.probabilistic_unet import ProbabilisticUNet
 from revgrad.models.segmenter import LossTerms, Segmenter
@@ -12,6 +13,7 @@ from revgrad.models.unet import UNet
 __all__ = [
     "DeterministicSegmenter",
     "DiagonalGaussian",
+    "GaussianMixture",
     "LossTerms",
     "PHiSeg",
     "ProbabilisticUNet",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from revgrad.models.mixture import GaussianMixture
 
 # A smaller scale makes the KL divergence of distant means overflow in float32 at bad starts.
 SMALLEST_SCALE = 1e-5
@@ -56,12 +59,22 @@ class DiagonalGaussian(NamedTuple):
         """Draw once, with gradients through mean and scale (the reparametrisation trick)."""
         return self.mean + self.scale * torch.randn_like(self.mean)
 
-    def kl_divergence(self, other: DiagonalGaussian) -> Tensor:
-        """KL(self || other) of each image, ``(N,)``: summed over channels and space."""
-        ratio = self.scale / other.scale
-        distance = (self.mean - other.mean) / other.scale
-        each = 0.5 * (ratio.square() + distance.square() - 1) - ratio.log()
-        return each.flatten(1).sum(1)
+    def kl_divergence(self, other: DiagonalGaussian | GaussianMixture) -> Tensor:
+        """KL(self || other) of each image, ``(N,)``: summed over channels and space.
+
+        Of a mixture, an upper bound of it: see `GaussianMixture.kl_from`.
+        """
+        return other.kl_from(self)
+
+    def kl_from(self, other: DiagonalGaussian) -> Tensor:
+        """KL(other || self) of each image, ``(N,)``."""
+        return self.kl_of_elements(other).flatten(1).sum(1)
+
+    def kl_of_elements(self, other: DiagonalGaussian) -> Tensor:
+        """KL(other || self) of each element."""
+        ratio = other.scale / self.scale
+        distance = (other.mean - self.mean) / self.scale
+        return 0.5 * (ratio.square() + distance.square() - 1) - ratio.log()
 
 
 def start_small_(head: nn.Module) -> None:

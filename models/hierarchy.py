@@ -8,8 +8,9 @@ pass too, from what is stored anyway.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import cast
 
@@ -19,6 +20,12 @@ from torch import Tensor, nn
 
 from revgrad.models.blocks import ConvStyle
 from revgrad.models.gaussian import DiagonalGaussian, start_small_
+from revgrad.models.mixture import (
+    Distribution,
+    GaussianMixture,
+    refuse_wrong_components,
+    spread_means_,
+)
 from revgrad.nn import Recompute
 
 _POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
@@ -106,9 +113,17 @@ class Encoder(nn.Module):
     Args:
         plan: The architecture.
         in_channels: Of what is encoded.
+        components: Gaussians of the deepest level; more than one make a mixture.
+        start_scale: standard deviations at the start; None: softplus(0).
     """
 
-    def __init__(self, plan: Plan, in_channels: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        in_channels: int,
+        components: int = 1,
+        start_scale: float | None = None,
+    ) -> None:
         super().__init__()
         channels, style = plan.channels, plan.style
         pool = _POOL[style.spatial_dims]
@@ -126,10 +141,14 @@ class Encoder(nn.Module):
             Stage(plan, plan.latent_channels, width, plan.decoder_depth, plan.upsample())
             for _ in range(plan.latent_levels - 1)
         )
-        self.latents = nn.ModuleList(
-            Latent(plan, channels[plan.gap + level] + width * (level + 1 < plan.latent_levels))
-            for level in range(plan.latent_levels)
-        )
+        latents = [
+            Latent(plan, channels[plan.gap + level] + width)
+            for level in range(plan.latent_levels - 1)
+        ]
+        self.latents = nn.ModuleList([*latents, Latent(plan, channels[-1], components)])
+        if start_scale is not None:
+            for latent in self.latents:
+                nn.init.constant_(latent.scale.bias, math.log(math.expm1(start_scale)))
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Features of each latent level, the finest first."""
@@ -139,30 +158,47 @@ class Encoder(nn.Module):
             found.append(x)
         return found
 
-    def level(self, level: int, features: Tensor, below: Tensor | None) -> DiagonalGaussian:
+    def level(self, level: int, features: Tensor, below: Tensor | None) -> Distribution:
         """The distribution of a level, given its features and the z of the next deeper one."""
         if below is not None:
             features = torch.cat((self.up[level](below), features), 1)
-        return cast(DiagonalGaussian, self.latents[level](features))
+        return cast(Distribution, self.latents[level](features))
 
 
 class Latent(nn.Module):
-    """A row of units, and the mean and scale of a latent map by 1x1 convolutions."""
+    """A row of units, and the mean and scale of a latent map by 1x1 convolutions.
 
-    def __init__(self, plan: Plan, width: int) -> None:
+    With several components these are a mixture's, and its weights come by a third convolution.
+    """
+
+    def __init__(self, plan: Plan, width: int, components: int = 1) -> None:
         super().__init__()
+        refuse_wrong_components(components)
+        channels = components * plan.latent_channels
         self.row = Stage(plan, width, width, plan.latent_depth)
-        self.mean = plan.style.conv(width, plan.latent_channels)
-        self.scale = plan.style.conv(width, plan.latent_channels)
+        self.mean = plan.style.conv(width, channels)
+        self.scale = plan.style.conv(width, channels)
         # Near N(0, softplus(0)) whatever the image: else the divergence of large maps is all that
         # the first hundreds of steps see.
         for head in (self.mean, self.scale):
             start_small_(head)
+        self.weights: nn.Module | None = None
+        if components > 1:
+            # With a bias whatever the style: it is where the components start apart.
+            self.mean = replace(plan.style, bias=True).conv(width, channels)
+            self.weights = replace(plan.style, bias=True).conv(width, components)
+            for head in (self.mean, self.weights):
+                start_small_(head)
+            spread_means_(self.mean.bias)
+        self._components = components
 
-    def forward(self, x: Tensor) -> DiagonalGaussian:
+    def forward(self, x: Tensor) -> Distribution:
         """The distribution of the latent map."""
         x = self.row(x)
-        return DiagonalGaussian.from_unbounded(self.mean(x), self.scale(x))
+        gaussian = DiagonalGaussian.from_unbounded(self.mean(x), self.scale(x))
+        if self.weights is None:
+            return gaussian
+        return GaussianMixture.from_channels(gaussian, self.weights(x), self._components)
 
 
 class Likelihood(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,9 +10,12 @@ from torch import Tensor, nn
 
 from revgrad.models.blocks import ConvStyle
 from revgrad.models.gaussian import DiagonalGaussian, start_small_
+from revgrad.models.mixture import GaussianMixture, refuse_wrong_components, spread_means_
 from revgrad.models.unet import Encoder, he_normal_
 
 SCALES = {"softplus": DiagonalGaussian.from_unbounded, "exp": DiagonalGaussian.from_log_scale}
+# What they make a standard deviation of.
+STARTS = {"softplus": lambda scale: math.log(math.expm1(scale)), "exp": math.log}
 
 
 class VectorEncoder(nn.Module):
@@ -23,6 +27,8 @@ class VectorEncoder(nn.Module):
         scale: "softplus" or "exp", what makes standard deviations of the last layer's numbers.
         average_scale: whether mean and scale are averaged over space, not what they are made of.
             The mean is the same either way.
+        components: Gaussians; more than one make it a mixture.
+        start_scale: standard deviations at the start; None: what zeros make, softplus(0) or 1.
     """
 
     def __init__(
@@ -35,29 +41,44 @@ class VectorEncoder(nn.Module):
         *,
         scale: str = "softplus",
         average_scale: bool = False,
+        components: int = 1,
+        start_scale: float | None = None,
     ) -> None:
         super().__init__()
         if scale not in SCALES:
             raise ValueError(f"scale must be one of {', '.join(SCALES)}, not {scale!r}")
         if latent_channels < 1:
             raise ValueError(f"latent_channels must be at least 1, not {latent_channels!r}")
+        refuse_wrong_components(components)
         self.encoder = Encoder(style, in_channels, channels, depth)
-        self.head = replace(style, bias=True).conv(channels[-1], 2 * latent_channels)
+        outputs = [components * latent_channels] * 2 + [components] * (components > 1)
+        self.head = replace(style, bias=True).conv(channels[-1], sum(outputs))
         he_normal_(self.encoder, style.norm)
         # Near N(0, softplus(0)) or N(0, 1) whatever the image. Behind reversible rows, whose maps
         # are larger, He's start makes scales near zero, and an enormous divergence.
         start_small_(self.head)
+        if components > 1:
+            spread_means_(self.head.bias[: outputs[0]])
+        if start_scale is not None:
+            unbounded = STARTS[scale](start_scale)
+            nn.init.constant_(self.head.bias[outputs[0] : 2 * outputs[0]], unbounded)
+        self._outputs = outputs
+        self._components = components
         self._scale = scale
         self._average_scale = average_scale
 
-    def forward(self, x: Tensor) -> DiagonalGaussian:
+    def forward(self, x: Tensor) -> DiagonalGaussian | GaussianMixture:
         """``(N, in_channels, *spatial)`` to the distribution of ``(N, latent_channels)``."""
         features = self.encoder(x)[-1]
         space = tuple(range(2, x.dim()))
         if not self._average_scale:
             features = features.mean(space, keepdim=True)
-        mean, scale = SCALES[self._scale](*self.head(features).chunk(2, 1))
-        return DiagonalGaussian(mean.mean(space), scale.mean(space))
+        mean, scale, *logits = self.head(features).split(self._outputs, 1)
+        mean, scale = SCALES[self._scale](mean, scale)
+        gaussian = DiagonalGaussian(mean.mean(space), scale.mean(space))
+        if not logits:
+            return gaussian
+        return GaussianMixture.from_channels(gaussian, logits[0], self._components)
 
 
 class Combination(nn.Module):

@@ -1,23 +1,44 @@
 """Training losses for segmentation."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def cross_entropy_per_image(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy_per_image(
+    logits: Tensor, labels: Tensor, class_weights: Tensor | None = None
+) -> Tensor:
     """The cross-entropy of each image, summed over its pixels: a negative log-likelihood, in nats.
 
     Args:
         logits: ``(N, classes, *spatial)``.
         labels: ``(N, *spatial)``, integers below ``classes``.
+        class_weights: ``(classes,)``, how much a pixel of each counts; None: 1.
 
     Returns:
         ``(N,)``, float32 at least, whatever autocast computed the logits in.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     # A reduction inside the kernel would not be deterministic on CUDA.
-    return F.cross_entropy(logits, labels.long(), reduction="none").flatten(1).sum(1)
+    each = F.cross_entropy(logits, labels.long(), class_weights, reduction="none")
+    return each.flatten(1).sum(1)
+
+
+def checked_class_weights(weights: Sequence[float] | None, classes: int) -> Tensor | None:
+    """The weights as a tensor, None for none.
+
+    Raises:
+        ValueError: They are not one positive number for each class.
+    """
+    if weights is None:
+        return None
+    if len(weights) != classes or min(weights) <= 0:
+        raise ValueError(
+            f"class_weights must be {classes} positive numbers, one for each class, not {weights!r}"
+        )
+    return torch.tensor(weights, dtype=torch.float32)
 
 
 def dice_cross_entropy(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from revgrad.models.blocks import ConvStyle, Named
 from revgrad.models.elbo import ResidualCrossEntropy, accumulated, elbo
 from revgrad.models.gaussian import DiagonalGaussian
 from revgrad.models.hierarchy import Encoder, Likelihood, Plan
+from revgrad.models.losses import checked_class_weights
+from revgrad.models.mixture import Distribution
 from revgrad.models.segmenter import LossTerms, Segmenter
 from revgrad.nn import Recompute, ReversibleSequence, fuse
 
@@ -50,6 +53,12 @@ class PHiSeg(Segmenter):
         kl_weights: Weight of the KL divergence of each latent level, the finest first, or one for
             all. None: that of level l is ``(2**spatial_dims)**l``, for each level has so many times
             fewer numbers than the one above.
+        prior_components: Gaussians of the prior's deepest level; more than one make it a mixture,
+            see `revgrad.models.GaussianMixture`.
+        posterior_start: Standard deviations of the posterior at the start; None: as the prior's.
+            Small ones, such as 0.1, let the first steps see what is in its means.
+        class_weights: How much a pixel of each class counts in the cross-entropy; None: 1. Small
+            structures may need more than their pixels to be told apart in time.
         reversible: Whether rows of units are reversible sequences, see `RevPHiSeg`.
         couplings_per_unit: Blocks of two couplings that stand for a unit in a reversible row.
         recompute_glue: Whether what lies between the rows is run again in the backward pass instead
@@ -82,6 +91,9 @@ class PHiSeg(Segmenter):
         act: Named = "relu",
         bias: bool = True,
         kl_weights: float | Sequence[float] | None = None,
+        prior_components: int = 1,
+        posterior_start: float | None = None,
+        class_weights: Sequence[float] | None = None,
         reversible: bool = False,
         couplings_per_unit: int = 1,
         recompute_glue: bool = False,
@@ -106,10 +118,14 @@ class PHiSeg(Segmenter):
             decoder_depth,
             recompute_glue,
         )
-        self.prior_network = Encoder(plan, in_channels)
-        self.posterior_network = Encoder(plan, in_channels + out_channels)
+        self.prior_network = Encoder(plan, in_channels, prior_components)
+        self.posterior_network = Encoder(
+            plan, in_channels + out_channels, start_scale=posterior_start
+        )
         self.likelihood = Likelihood(plan, out_channels)
-        self.cross_entropy = plan.recomputed(ResidualCrossEntropy())
+        self.cross_entropy = plan.recomputed(
+            ResidualCrossEntropy(checked_class_weights(class_weights, out_channels))
+        )
         self._recompute_glue = recompute_glue
         if recompute_glue:
             fuse(self)
@@ -140,7 +156,8 @@ class PHiSeg(Segmenter):
             for level, given in enumerate(zip(features, below, strict=True))
         ]
         reconstruction = self.cross_entropy(*self.likelihood(latents), masks=masks)
-        return elbo(reconstruction, posterior, prior, self.kl_weights)
+        weights = [self.kl_factor * weight for weight in self.kl_weights]
+        return elbo(reconstruction, posterior, prior, weights)
 
     def sample(self, image: Tensor, n: int) -> Tensor:
         """Draw n segmentations of each image: logits ``(N, n, out_channels, *spatial)``."""
@@ -157,7 +174,7 @@ class PHiSeg(Segmenter):
         _, latents = self._posterior(image, masks, draw=False)
         return accumulated(self.likelihood(latents))[0]
 
-    def prior(self, image: Tensor) -> list[DiagonalGaussian]:
+    def prior(self, image: Tensor) -> list[Distribution]:
         """The prior of each latent level, the finest first; deeper ones are drawn."""
         self.check_image(image)
         return _descend(self.prior_network, self.prior_network.features(image), draw=True)[0]
@@ -172,7 +189,8 @@ class PHiSeg(Segmenter):
     ) -> tuple[list[DiagonalGaussian], list[Tensor]]:
         one_hot = F.one_hot(masks.long(), self.out_channels).movedim(-1, 1).to(image.dtype)
         features = self.posterior_network.features(torch.cat((image, one_hot - 0.5), 1))
-        return _descend(self.posterior_network, features, draw)
+        found, latents = _descend(self.posterior_network, features, draw)
+        return cast(list[DiagonalGaussian], found), latents
 
     def _drawn(self, features: Sequence[Tensor], n: int) -> Tensor:
         """Draw n segmentations of each image, given the prior's features of it."""
@@ -246,9 +264,9 @@ PRESETS: Mapping[str, Callable[..., PHiSeg]] = {
 
 def _descend(
     network: Encoder, features: Sequence[Tensor], draw: bool
-) -> tuple[list[DiagonalGaussian], list[Tensor]]:
+) -> tuple[list[Distribution], list[Tensor]]:
     """Distributions and latents of all levels, from the deepest on; drawn, or their means."""
-    found: list[DiagonalGaussian] = []
+    found: list[Distribution] = []
     latents: list[Tensor] = []
     for level in reversed(range(len(features))):
         below = latents[0] if latents else None

@@ -12,7 +12,8 @@ from torch import Tensor
 from revgrad.models.blocks import ConvStyle, Named
 from revgrad.models.gaussian import DiagonalGaussian
 from revgrad.models.latent_vector import Combination, VectorEncoder
-from revgrad.models.losses import cross_entropy_per_image
+from revgrad.models.losses import checked_class_weights, cross_entropy_per_image
+from revgrad.models.mixture import Distribution, fitted_kl
 from revgrad.models.segmenter import LossTerms, Segmenter
 from revgrad.models.unet import CHANNELS, UNetBody, divisor_of, he_normal_
 
@@ -44,6 +45,12 @@ class ProbabilisticUNet(Segmenter):
             features that they are made of.
         conditional_prior: False: the prior is N(0, 1) for each image, and there is no prior
             network.
+        prior_components: Gaussians of the prior; more than one make it a mixture, see
+            `revgrad.models.GaussianMixture`.
+        posterior_start: standard deviations of the posterior at the start; None: as the prior's.
+            Small ones, such as 0.1, let the first steps see what is in its means.
+        class_weights: how much a pixel of each class counts in the cross-entropy; None: 1. Small
+            structures may need more than their pixels to be told apart in time.
         align_corners: of the upsampling.
         norm, act, bias: of all units, see `revgrad.models.blocks.ConvStyle`. Last convolutions have
             a bias in any case.
@@ -69,6 +76,9 @@ class ProbabilisticUNet(Segmenter):
         scale: str = "softplus",
         average_scale: bool = False,
         conditional_prior: bool = True,
+        prior_components: int = 1,
+        posterior_start: float | None = None,
+        class_weights: Sequence[float] | None = None,
         align_corners: bool = True,
         norm: Named | None = None,
         act: Named = "relu",
@@ -82,6 +92,8 @@ class ProbabilisticUNet(Segmenter):
             raise ValueError(f"beta must not be negative, it is {beta!r}")
         self.beta = beta
         self.latent_channels = latent_channels
+        weights = checked_class_weights(class_weights, out_channels)
+        self.register_buffer("class_weights", weights, persistent=False)
         style = ConvStyle(spatial_dims, norm, act, bias, reversible, couplings_per_unit, arithmetic)
         self.body = UNetBody(style, in_channels, channels, depth, align_corners=align_corners)
         he_normal_(self.body, norm)
@@ -94,20 +106,28 @@ class ProbabilisticUNet(Segmenter):
             scale=scale,
             average_scale=average_scale,
         )
-        self.prior_network = encoder(in_channels) if conditional_prior else None
-        self.posterior_network = encoder(in_channels + out_channels)
+        if prior_components != 1 and not conditional_prior:
+            raise ValueError(
+                f"the prior N(0, 1) has one component, prior_components is {prior_components!r}"
+            )
+        self.prior_network = (
+            encoder(in_channels, components=prior_components) if conditional_prior else None
+        )
+        self.posterior_network = encoder(in_channels + out_channels, start_scale=posterior_start)
         self.combination = Combination(
             style, channels[0], latent_channels, out_channels, combination_depth
         )
+
+    class_weights: Tensor | None
 
     def loss(self, image: Tensor, masks: Tensor) -> LossTerms:
         """The negative evidence lower bound, with beta."""
         self.check_masks(image, masks)
         posterior = self._posterior(image, masks)
         logits = self.combination(self._projected(image), posterior.rsample())
-        cross_entropy = cross_entropy_per_image(logits, masks).mean()
-        kl = posterior.kl_divergence(self._prior(image)).mean()
-        total = cross_entropy + self.beta * kl
+        cross_entropy = cross_entropy_per_image(logits, masks, self.class_weights).mean()
+        kl = fitted_kl(posterior, self._prior(image)).mean()
+        total = cross_entropy + self.kl_factor * self.beta * kl
         return LossTerms(total, cross_entropy.detach()[None], kl.detach()[None])
 
     def sample(self, image: Tensor, n: int) -> Tensor:
@@ -124,7 +144,7 @@ class ProbabilisticUNet(Segmenter):
         )
         return logits
 
-    def prior(self, image: Tensor) -> list[DiagonalGaussian]:
+    def prior(self, image: Tensor) -> list[Distribution]:
         self.check_image(image)
         return [self._prior(image)]
 
@@ -132,9 +152,9 @@ class ProbabilisticUNet(Segmenter):
         self.check_masks(image, masks)
         return [self._posterior(image, masks)]
 
-    def _prior(self, image: Tensor) -> DiagonalGaussian:
+    def _prior(self, image: Tensor) -> Distribution:
         if self.prior_network is not None:
-            prior: DiagonalGaussian = self.prior_network(image)
+            prior: Distribution = self.prior_network(image)
             return prior
         dtype = torch.promote_types(image.dtype, torch.float32)
         mean = image.new_zeros(len(image), self.latent_channels, dtype=dtype)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from revgrad.dataless import has_data
 from revgrad.models.gaussian import DiagonalGaussian
+from revgrad.models.mixture import Distribution
 from revgrad.nn import ReversibleSequence
 
 
@@ -50,6 +51,8 @@ class Segmenter(nn.Module, ABC):
 
     Attributes:
         most_samples: how many samples can be drawn at most, None for any number.
+        kl_factor: what the weights of KL divergences in the loss are multiplied with; 1 but in the
+            first steps of a training that warms up.
     """
 
     most_samples: int | None = None
@@ -69,6 +72,7 @@ class Segmenter(nn.Module, ABC):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.divisor = divisor
+        self.kl_factor = 1.0
 
     @property
     def save_memory(self) -> bool:
@@ -111,7 +115,7 @@ class Segmenter(nn.Module, ABC):
         """
         raise TypeError(f"{type(self).__name__} has no latent variables to encode masks in")
 
-    def prior(self, image: Tensor) -> list[DiagonalGaussian]:
+    def prior(self, image: Tensor) -> list[Distribution]:
         """The prior of each latent level given the image, the finest first.
 
         Where a level depends on a deeper one, that one is drawn. Empty without latent variables.

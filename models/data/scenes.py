@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from revgrad.models.data.case import Case
 from revgrad.models.data.street import STREET_CLASSES, Random, paint_street
@@ -23,8 +24,9 @@ class Scenes:
     are "scene", the label map before any switch, and "switches", the pairs of labels.
 
     Each of the five classes is in every image, with at least 1 % of its largest square. A scene is
-    painted anew each time it is asked for, from its seed, split and number alone, on every machine
-    alike. Images are RGB, -0.5 to 0.5. Which switches are thrown can't be seen in them.
+    painted from its seed, split and number alone, on every machine alike, when it is first asked
+    for, and kept: 16 KiB each at 64x64. Images are RGB, -0.5 to 0.5. Which switches are thrown
+    can't be seen in them.
 
     Args:
         split: "train", "val" or "test"; they share no scene.
@@ -68,6 +70,7 @@ class Scenes:
         self.split, self.size, self.seed = split, tuple(size), seed
         self.switches = SwitchClasses.from_names(STREET_CLASSES, STREET_PROBABILITIES)
         self._count = SPLITS[split] if count is None else count
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
     def patients(self) -> tuple[str, ...]:
@@ -81,16 +84,23 @@ class Scenes:
         if not -len(self) <= index < len(self):
             raise IndexError(f"scene {index} of {len(self)}")
         index %= len(self)
-        random = Random(self.seed, list(SPLITS).index(self.split), index)
-        image, labels = (torch.from_numpy(a) for a in paint_street(random, *self.size))
+        image, labels = self._painted(index)
         return Case(
             image=(image.permute(2, 0, 1) / 255 - 0.5).contiguous(),
             annotators=self.switches.modes(labels),
             name=self._name(index),
             patient=self._name(index),
             weights=self.switches.probabilities,
-            facts={"switches": self.switches.pairs, "scene": labels},
+            facts={"switches": self.switches.pairs, "scene": labels.clone()},
         )
+
+    def _painted(self, index: int) -> tuple[Tensor, Tensor]:
+        """Image ``(height, width, 3)`` and labels ``(height, width)``, both uint8."""
+        if index not in self._kept:
+            random = Random(self.seed, list(SPLITS).index(self.split), index)
+            image, labels = map(torch.from_numpy, paint_street(random, *self.size))
+            self._kept[index] = (image, labels)
+        return self._kept[index]
 
     def _name(self, index: int) -> str:
         return f"{self.split}-{self.seed}-{index:05d}"

@@ -45,6 +45,7 @@ class TrainConfig:
     lr: float = _setting(1e-3, "Adam's learning rate")
     weight_decay: float = _setting(1e-5, "Adam's weight decay")
     scheduler: str = _setting("constant", "of the learning rate: " + ", ".join(SCHEDULERS))
+    kl_warmup: int = _setting(0, "steps in which the weight of KL divergences grows from 0")
     seed: int = _setting(0, "of weights, batches, annotators and draws")
     validate_every: int = _setting(500, "steps between validations and checkpoints")
     validation_samples: int = _setting(16, "samples of each image in a validation, at most")
@@ -52,12 +53,13 @@ class TrainConfig:
     threads: int = _setting(0, "CPU threads; 0 for as many as torch takes")
     device: str = _setting("cpu", "cpu, cuda or cuda:N")
     precision: str = _setting("float32", ", ".join(PRECISIONS) + " (autocast)")
+    channels_last: bool = _setting(False, "true: tensors in channels-last order, faster on CPUs")
     save_memory: bool = _setting(True, "false: ordinary autograd of reversible networks")
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "validate_every", "validation_samples"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("seed", "threads", "validation_cases", "lr", "weight_decay"):
+        for name in ("seed", "kl_warmup", "threads", "validation_cases", "lr", "weight_decay"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         for name, accepted in (("scheduler", SCHEDULERS), ("precision", PRECISIONS)):
             value = getattr(self, name)

@@ -34,6 +34,8 @@ from revgrad.models.training.seeding import Purpose
 LOG = "log.jsonl"
 CONFIG = "config.json"
 
+_CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
 
 class TrainingError(RuntimeError):
     """Training cannot go on."""
@@ -65,6 +67,10 @@ class Training:
         self.folder = Path(config.output)
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         self.network = network.to(config.device, self.dtype)
+        self.memory_format = torch.contiguous_format
+        if config.channels_last:
+            self.memory_format = _CHANNELS_LAST[network.spatial_dims]
+            network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         # True leaves what the network was built with: PHiSeg, say, stores on purpose.
         for module in network.modules():
             if not config.save_memory and hasattr(module, "save_memory"):
@@ -137,13 +143,14 @@ class Training:
     def take_step(self) -> LossTerms:
         """Take one step of the optimizer and count it."""
         images, masks = self._batches(self.step)
-        images = images.to(self.config.device, self.dtype)
+        images = images.to(self.config.device, self.dtype, memory_format=self.memory_format)
         self.network.train()
         seed_noise(self.config.seed, Purpose.NOISE, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * lr_factor(
                 self.config.scheduler, self.step, self.config.steps
             )
+        self.network.kl_factor = kl_factor(self.config.kl_warmup, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             terms = self.network(images, masks.to(self.config.device))
@@ -255,6 +262,11 @@ def lr_factor(scheduler: str, step: int, steps: int) -> float:
     if scheduler == "polynomial":  # the power is nnU-Net's
         return (1 - share) ** 0.9
     return 1.0
+
+
+def kl_factor(warmup: int, step: int) -> float:
+    """What KL divergences are multiplied with at a step, from 0 (Bowman et al. 2016)."""
+    return min(1.0, step / warmup) if warmup else 1.0
 
 
 def _numbers(values: Tensor) -> list[float]:

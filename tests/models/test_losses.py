@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from revgrad.models import PHiSeg, ProbabilisticUNet
+from revgrad.models.elbo import accumulated, residual_cross_entropy
 from revgrad.models.losses import cross_entropy_per_image, dice_cross_entropy
 
 
@@ -73,3 +75,28 @@ def _random(space):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, *space, generator=generator, dtype=torch.float64)
     return logits, torch.randint(3, (2, *space), generator=generator)
+
+
+def test_class_weights_multiply_each_pixels_cross_entropy():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    labels = torch.randint(3, (2, 4, 5))
+    weights = torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
+    each = -logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
+    expected = (each * weights[labels]).sum((1, 2))
+    torch.testing.assert_close(cross_entropy_per_image(logits, labels, weights), expected)
+    # The finest level of the residual cross-entropy is the same, and so is the coarser one's rule.
+    coarse = torch.randn(2, 3, 2, 2, dtype=torch.float64)
+    labels, logits = labels[..., :4], logits[..., :4]
+    levels = residual_cross_entropy([logits, coarse], labels, weights)
+    for found, total in zip(levels, accumulated([logits, coarse]), strict=True):
+        full = F.interpolate(total, (4, 4), mode="nearest")
+        torch.testing.assert_close(found, cross_entropy_per_image(full, labels, weights).mean())
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, -1.0)])
+def test_wrong_class_weights_are_refused(weights):
+    for make in (ProbabilisticUNet, PHiSeg):
+        options = {"latent_levels": 2} if make is PHiSeg else {}
+        with pytest.raises(ValueError, match="class_weights must be 2 positive numbers"):
+            make(2, 1, 2, (4, 4), class_weights=weights, **options)

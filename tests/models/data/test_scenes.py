@@ -83,3 +83,15 @@ def test_refuses_what_it_cannot_paint():
         Scenes("train", seed=-1)
     with pytest.raises(IndexError, match="scene 5 of 5"):
         Scenes("train", count=5)[5]
+
+
+def test_a_scene_that_was_kept_is_the_same_and_cannot_be_spoilt():
+    scenes = Scenes("train", count=3)
+    first = scenes[1]
+    image, scene = first.image.clone(), first.facts["scene"].clone()
+    for tensor in (first.image, first.annotators, first.facts["scene"]):
+        tensor.zero_()
+    again = scenes[1]
+    assert torch.equal(again.image, image)
+    assert torch.equal(again.facts["scene"], scene)
+    assert torch.equal(again.annotators[0], scene)

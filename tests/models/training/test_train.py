@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from revgrad import cli
+from revgrad.models import PHiSeg, ProbabilisticUNet
 from revgrad.models.data import CaseFolder
 from revgrad.models.training import CheckpointError, TrainConfig, checkpoint, load_segmenter
 from revgrad.models.training.batches import Batches
+from revgrad.models.training.loop import kl_factor
 
 TOYS = Path(__file__).with_name("toys.py")
 
@@ -44,11 +46,13 @@ def same(one, other):
     )
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_a_run_stopped_between_checkpoints_ends_in_the_same_bits(toys, tmp_path, precision):
+@pytest.mark.parametrize(
+    "options", [{}, {"precision": "float64"}, {"channels_last": True}], ids=lambda o: "".join(o)
+)
+def test_a_run_stopped_between_checkpoints_ends_in_the_same_bits(toys, tmp_path, options):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert cli.main(arguments(whole, 7, precision=precision)) == 0
-    assert cli.main(arguments(parts, 4, precision=precision)) == 0
+    assert cli.main(arguments(whole, 7, **options)) == 0
+    assert cli.main(arguments(parts, 4, **options)) == 0
     with (parts / "log.jsonl").open("a") as log:
         log.write('{"step": 5}\n{"st')  # taken, but lost with the kill
     assert cli.main(["train", "--resume", "--output", str(parts), "--steps", "7"]) == 0
@@ -56,6 +60,23 @@ def test_a_run_stopped_between_checkpoints_ends_in_the_same_bits(toys, tmp_path,
     lines = [json.loads(line) for line in (parts / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 8))
     assert lines[-1]["kl"] and lines[-1]["peak_bytes"] > 0 and "validation_ged" in lines[-1]
+
+
+def test_the_weight_of_divergences_grows_from_nothing():
+    assert [kl_factor(4, step) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert kl_factor(0, 0) == 1
+
+
+@pytest.mark.parametrize("make", [ProbabilisticUNet, PHiSeg])
+def test_networks_weigh_divergences_with_the_factor(make):
+    options = {"latent_levels": 2, "kl_weights": 3.0} if make is PHiSeg else {"beta": 3.0}
+    net = make(2, 1, 2, (8, 8), norm=None, **options)
+    image, masks = torch.randn(2, 1, 8, 8), torch.randint(2, (2, 8, 8))
+    for factor in (1.0, 0.5, 0.0):
+        net.kl_factor = factor
+        terms = net.loss(image, masks)
+        expected = terms.reconstruction.sum() + 3 * factor * terms.kl.sum()
+        torch.testing.assert_close(terms.total.detach(), expected)
 
 
 def test_a_killed_run_resumes_to_the_bit(tmp_path):
