@@ -47,6 +47,14 @@ def test_the_masks_agree_as_much_as_is_known_of_them():
     assert table["masks"].any((1, 2, 3)).all() and not table["masks"].any((2, 3)).all()
 
 
+def test_kept_cases_are_the_same_and_are_made_once():
+    fresh, kept = LIDC("val", size=32), LIDC("val", size=32, keep=True)
+    case = kept[7]
+    assert kept[7] is case and fresh[7] is not fresh[7]
+    assert torch.equal(case.image, fresh[7].image) and case.name == fresh[7].name
+    assert torch.equal(case.annotators, fresh[7].annotators)
+
+
 def test_a_nodule_looks_the_same_in_every_part_split_and_selection():
     case = LIDC("train", seed=3)[5]
     everything = LIDC(slices="all")
