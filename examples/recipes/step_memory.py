@@ -58,6 +58,8 @@ def step_memory(
     # 0 threads leaves the process as many as it has: memory does not depend on them.
     values |= {"batch_size": batch_size, "save_memory": save_memory, "threads": 0}
     values["data_options"] = {**values["data_options"], "size": size, "keep": False}
+    # Each network's own default: RevPHiSeg recomputes what lies between its rows.
+    values["model_options"].pop("recompute_glue", None)
     training = prepare(TrainConfig.from_mapping(values, str(recipe)))
     network = training.network
     report = measure(training.take_step, network)
