@@ -87,6 +87,8 @@ class LIDC:
         if not 16 <= size <= MASK_SIZE:
             raise ValueError(f"size must be 16 to {MASK_SIZE}, the masks' own, not {size}")
         self.size = size
+        if size < MASK_SIZE:
+            self.title = f"{LIDC.title}, cut to {size} x {size}"
         self._kept: dict[int, Case] | None = {} if keep else None
         table = read_lidc_masks(path)
         rows = table["largest"].nonzero()[0] if slices == "largest" else np.arange(len(table["k"]))

@@ -20,6 +20,7 @@ def test_part():
 def test_it_is_a_dataset_of_cases_that_says_what_it_is(test_part):
     assert isinstance(test_part, CaseDataset)
     assert test_part.title == "LIDC masks, synthetic images"
+    assert LIDC(size=64).title == "LIDC masks, synthetic images, cut to 64 x 64"
     assert (test_part.spatial_dims, test_part.in_channels, len(test_part.classes)) == (2, 1, 2)
     case = test_part[0]
     assert case.image.shape == (1, 128, 128) and case.image.dtype == torch.float32
