@@ -158,6 +158,7 @@ _PHISEG_CROP = 30 / 128
 
 PRESETS = {
     "none": Augmentation(),
+    "flips": Augmentation(flip=(-1, -2)),
     "phiseg": Augmentation(probability=0.5, rotation=10.0, crop=_PHISEG_CROP),
     "probabilistic_unet": Augmentation(
         rotation=22.5,
@@ -175,6 +176,7 @@ def augmentation(name: str, **changes: Any) -> Augmentation:
     """One of the papers' augmentations, by name.
 
     - ``"none"`` changes nothing.
+    - ``"flips"``: mirrored left and right, and up and down. In no paper; does without MONAI.
     - ``"phiseg"``: half of the images are rotated by up to 10 degrees and cropped by up to 30 of
       128 pixels. One coin decides on both. No mirroring: PHiSeg's code asks for it by a name that
       it never looks up; ``flip=(-1, -2)`` is what it meant.

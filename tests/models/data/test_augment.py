@@ -112,6 +112,7 @@ def test_labels_stay_labels(interpolation, dtype):
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_the_seed_alone_decides(name):
     augment, (image, mask) = augmentation(name), ball()
+    image = image + torch.linspace(0, 1, image.numel()).reshape(image.shape)  # mirrored, it differs
     first = [augment(image, mask, seed=(3, 1, index)) for index in range(6)]
     torch.manual_seed(99), np.random.seed(99)
     again = [augment(image, mask, seed=(3, 1, index)) for index in reversed(range(6))][::-1]
@@ -119,6 +120,15 @@ def test_the_seed_alone_decides(name):
         assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
     differ = len({tuple(moved[0].flatten().tolist()) for moved in first})
     assert (differ == 1) == (name == "none")
+
+
+def test_flips_mirror_image_and_mask_alike_in_all_four_ways():
+    image = torch.arange(12.0).reshape(1, 3, 4)
+    mask = torch.arange(12).reshape(3, 4)
+    found = [augmentation("flips")(image, mask, seed=(0, index)) for index in range(60)]
+    assert all(torch.equal(moved[0].long(), label) for moved, label in found)
+    ways = {tuple(label.flatten().tolist()) for _, label in found}
+    assert ways == {tuple(mask.flip(axes).flatten().tolist()) for axes in ([], [0], [1], [0, 1])}
 
 
 def test_what_is_given_in_is_left_as_it_is():
@@ -197,7 +207,7 @@ def test_wrong_calls_are_named():
         Augmentation()(image, mask[:, 1:], seed=0)
     with pytest.raises(ValueError, match=r"-1 to -2, and has \(-3,\)"):
         Augmentation(flip=(-3,))(image, mask, seed=0)
-    with pytest.raises(ValueError, match=r"'none', 'phiseg', 'probabilistic_unet'.*'elastic'"):
+    with pytest.raises(ValueError, match=r"'none', 'flips', 'phiseg', .*'elastic'"):
         augmentation("elastic")
 
 
@@ -206,7 +216,9 @@ def test_monai_is_imported_only_when_something_is_done():
         "import sys, torch; from revgrad.models.data import augmentation\n"
         "x, y = torch.zeros(1, 8, 8), torch.zeros(8, 8).long()\n"
         "a, b = augmentation('none')(x, y, seed=0)\n"
-        "assert a is x and b is y and 'monai' not in sys.modules\n"
+        "assert a is x and b is y\n"
+        "[augmentation('flips')(x, y, seed=seed) for seed in range(9)]\n"
+        "assert 'monai' not in sys.modules\n"
         "augmentation('probabilistic_unet')(x, y, seed=0); assert 'monai' in sys.modules"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

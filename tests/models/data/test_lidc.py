@@ -20,6 +20,7 @@ def test_part():
 def test_it_is_a_dataset_of_cases_that_says_what_it_is(test_part):
     assert isinstance(test_part, CaseDataset)
     assert test_part.title == "LIDC masks, synthetic images"
+    assert LIDC(size=64).title == "LIDC masks, synthetic images, cut to 64 x 64"
     assert (test_part.spatial_dims, test_part.in_channels, len(test_part.classes)) == (2, 1, 2)
     case = test_part[0]
     assert case.image.shape == (1, 128, 128) and case.image.dtype == torch.float32
@@ -45,6 +46,14 @@ def test_the_masks_agree_as_much_as_is_known_of_them():
     assert diversity(masks, num_classes=2).mean().item() == pytest.approx(0.200, abs=5e-4)
     # Every slice was outlined by somebody, not every one by everybody.
     assert table["masks"].any((1, 2, 3)).all() and not table["masks"].any((2, 3)).all()
+
+
+def test_kept_cases_are_the_same_and_are_made_once():
+    fresh, kept = LIDC("val", size=32), LIDC("val", size=32, keep=True)
+    case = kept[7]
+    assert kept[7] is case and fresh[7] is not fresh[7]
+    assert torch.equal(case.image, fresh[7].image) and case.name == fresh[7].name
+    assert torch.equal(case.annotators, fresh[7].annotators)
 
 
 def test_a_nodule_looks_the_same_in_every_part_split_and_selection():
