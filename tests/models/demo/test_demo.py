@@ -69,7 +69,10 @@ def test_page_shows_the_pictures(report):
 def test_samples_stand_beside_the_radiologists(report):
     pytest.importorskip("matplotlib")
     found = json.loads((report / "samples.json").read_text())
-    assert found["data"] == "LIDC masks, synthetic images" and found["network"] == "RevPHiSeg"
+    assert (
+        found["data"] == "LIDC masks, synthetic images, cut to 32 x 32"
+        and found["network"] == "RevPHiSeg"
+    )
     assert found["configuration"]["seed"] == 3 and len(found["losses"]) == 2
     assert found["ged"]["before training"] > 0 and len(found["ged"]) == 5
     assert (report / "samples.png").read_bytes().startswith(b"\x89PNG")
