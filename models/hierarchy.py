@@ -148,7 +148,8 @@ class Encoder(nn.Module):
         self.latents = nn.ModuleList([*latents, Latent(plan, channels[-1], components)])
         if start_scale is not None:
             for latent in self.latents:
-                nn.init.constant_(latent.scale.bias, math.log(math.expm1(start_scale)))
+                bias = cast(Tensor, cast(Latent, latent).scale.bias)
+                nn.init.constant_(bias, math.log(math.expm1(start_scale)))
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Features of each latent level, the finest first."""
@@ -189,7 +190,7 @@ class Latent(nn.Module):
             self.weights = replace(plan.style, bias=True).conv(width, components)
             for head in (self.mean, self.weights):
                 start_small_(head)
-            spread_means_(self.mean.bias)
+            spread_means_(cast(Tensor, self.mean.bias))
         self._components = components
 
     def forward(self, x: Tensor) -> Distribution:

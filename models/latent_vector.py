@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -57,11 +58,12 @@ class VectorEncoder(nn.Module):
         # Near N(0, softplus(0)) or N(0, 1) whatever the image. Behind reversible rows, whose maps
         # are larger, He's start makes scales near zero, and an enormous divergence.
         start_small_(self.head)
+        bias = cast(Tensor, self.head.bias)
         if components > 1:
-            spread_means_(self.head.bias[: outputs[0]])
+            spread_means_(bias[: outputs[0]])
         if start_scale is not None:
             unbounded = STARTS[scale](start_scale)
-            nn.init.constant_(self.head.bias[outputs[0] : 2 * outputs[0]], unbounded)
+            nn.init.constant_(bias[outputs[0] : 2 * outputs[0]], unbounded)
         self._outputs = outputs
         self._components = components
         self._scale = scale

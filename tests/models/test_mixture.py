@@ -121,12 +121,11 @@ def test_the_posterior_starts_as_narrow_as_it_is_told(scale):
         assert p.scale.mean() > 0.5
 
 
-@pytest.mark.parametrize("make", [ProbabilisticUNet, PHiSeg])
-def test_a_network_learns_the_weights_of_alternatives_it_cannot_see(make):
+def test_a_network_learns_the_weights_of_alternatives_it_cannot_see():
     """Blank images, whose mask is all one class in three of four cases, else all the other."""
     torch.manual_seed(0)
-    options = {"latent_levels": 2, "depth": 1} if make is PHiSeg else {"beta": 4.0, "depth": 1}
-    net = make(2, 1, 2, (8, 8), norm=None, latent_channels=2, prior_components=2, **options)
+    options = {"latent_channels": 2, "prior_components": 4, "beta": 4.0}
+    net = ProbabilisticUNet(2, 1, 2, (8, 8), 1, **options)
     optimizer = torch.optim.Adam(net.parameters(), 5e-3)
     image = torch.zeros(8, 1, 4, 4)
     masks = (torch.arange(8) < 2).long()[:, None, None].expand(-1, 4, 4)
@@ -134,11 +133,23 @@ def test_a_network_learns_the_weights_of_alternatives_it_cannot_see(make):
         optimizer.zero_grad()
         net.loss(image, masks).total.backward()
         optimizer.step()
-    assert isinstance(net.prior(image)[-1], GaussianMixture)
     with torch.no_grad():
         drawn = net.sample(image[:1], 1000)[0].argmax(1).double().mean((1, 2))
     assert ((drawn < 0.1) | (drawn > 0.9)).double().mean() > 0.95
     assert drawn.mean().item() == pytest.approx(0.25, abs=0.06)
+
+
+@pytest.mark.parametrize("options", [{}, {"reversible": True, "recompute_glue": True}])
+def test_the_deepest_prior_of_phiseg_is_a_mixture_and_all_of_it_learns(options):
+    torch.manual_seed(0)
+    net = PHiSeg(2, 1, 2, (8, 8), 2, prior_components=3, **options)
+    image, masks = torch.randn(2, 1, 8, 8), torch.randint(2, (2, 8, 8))
+    assert list(map(type, net.prior(image))) == [DiagonalGaussian, GaussianMixture]
+    net.loss(image, masks).total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    (mean, weights) = (net.prior_network.latents[-1].get_submodule(n) for n in ("mean", "weights"))
+    assert (mean.bias.grad != 0).all() and (weights.bias.grad != 0).all()
+    assert net.sample(image, 3).shape == (2, 3, 2, 8, 8)
 
 
 def test_wrong_numbers_of_components_are_refused():
