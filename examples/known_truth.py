@@ -95,8 +95,10 @@ def page(reports: dict[Path, KnownTruthReport], settings: dict[str, Any]) -> str
 
 def figures(run: Path, found: KnownTruthReport) -> dict[str, Any]:
     """What a run scored, how it was configured, and how long it took, as JSON takes it."""
+    configured = json.loads((run / CONFIG).read_text())
+    del configured["output"]  # a path of this machine
     return {
-        "configuration": json.loads((run / CONFIG).read_text()),
+        "configuration": configured,
         "training": minutes(run),
         "normalized_ged": found.normalized_ged,
         "ged": float(found.ged.mean()),
