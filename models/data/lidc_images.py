@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,9 +47,15 @@ class Lungs:
     spacing: float
 
 
-@lru_cache(maxsize=1)
 def load_lungs() -> Lungs:
     """Find the lungs in the sample volume, and how deep each voxel lies in them."""
+    *arrays, spacing = _lung_arrays()
+    return Lungs(*map(torch.from_numpy, arrays), spacing)
+
+
+@lru_cache(maxsize=1)
+def _lung_arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """What `load_lungs` gives. Kept as arrays: tensors would count in every measured memory."""
     volume = load_organs()
     left = (volume.organs() == 1 + list(ORGANS).index("lungs")).float()
     depth = torch.zeros_like(left)
@@ -58,7 +65,9 @@ def load_lungs() -> Lungs:
     places = depth.nonzero()
     depths = depth[depth > 0] * volume.spacing[1]
     order = depths.argsort(descending=True, stable=True)
-    return Lungs(volume.hounsfield.float(), places[order], depths[order], volume.spacing[1])
+    found = (volume.hounsfield.float(), places[order], depths[order])
+    hounsfield, places, depths = (part.numpy() for part in found)
+    return hounsfield, places, depths, volume.spacing[1]
 
 
 def consensus_shape(annotators: Tensor) -> Tensor:

@@ -679,6 +679,7 @@ def test_couplings_of_the_user_are_not_entered():
 def test_memory_is_saved():
     """Of a run of n units, plain autograd keeps each convolution's and norm's result (2 n
     activations); the reversible sequence keeps its output."""
+    others = measure(lambda: None).peak  # what tests before this one left behind
     width, n = 8, 6
     net = nn.Sequential(*[m for _ in range(n) for m in unit(width, width)])
     converted, _ = revgrad.convert(net)
@@ -689,7 +690,8 @@ def test_memory_is_saved():
     )
     assert plain.kept_for_backward > 2 * n * one - one
     assert reversible.kept_for_backward < 1.2 * one
-    assert reversible.peak_without_scratch < 0.6 * plain.peak_without_scratch
+    peaks = (reversible.peak_without_scratch - others, plain.peak_without_scratch - others)
+    assert peaks[0] < 0.6 * peaks[1]
 
 
 # --- networks of other libraries ---------------------------------------------------------------
