@@ -49,8 +49,8 @@ class Lungs:
 
 def load_lungs() -> Lungs:
     """Find the lungs in the sample volume, and how deep each voxel lies in them."""
-    *arrays, spacing = _lung_arrays()
-    return Lungs(*map(torch.from_numpy, arrays), spacing)
+    hounsfield, places, depths, spacing = _lung_arrays()
+    return Lungs(*map(torch.from_numpy, (hounsfield, places, depths)), spacing)
 
 
 @lru_cache(maxsize=1)
@@ -62,12 +62,15 @@ def _lung_arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     while left.any():
         depth += left
         left = -F.max_pool2d(-left[:, None], 3, stride=1, padding=1)[:, 0]
-    places = depth.nonzero()
     depths = depth[depth > 0] * volume.spacing[1]
     order = depths.argsort(descending=True, stable=True)
-    found = (volume.hounsfield.float(), places[order], depths[order])
-    hounsfield, places, depths = (part.numpy() for part in found)
-    return hounsfield, places, depths, volume.spacing[1]
+    hounsfield = volume.hounsfield.float()
+    return (
+        hounsfield.numpy(),
+        depth.nonzero()[order].numpy(),
+        depths[order].numpy(),
+        volume.spacing[1],
+    )
 
 
 def consensus_shape(annotators: Tensor) -> Tensor:
