@@ -171,7 +171,7 @@ def _write(
     """Write page and record into each run's folder."""
     machine = facts(settings["device"])
     reports: Reports = {str(run): found.truth for run, found in judged.items() if found.truth}
-    unets = [str(run) for run in judged if _facts(run, settings["checkpoint"])["config"]["model"]
+    unets = [run for run in reports if _facts(Path(run), settings["checkpoint"])["config"]["model"]
              in DETERMINISTIC]  # fmt: skip
     truth = ""
     if reports:

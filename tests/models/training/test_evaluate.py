@@ -42,6 +42,13 @@ def scenes(tmp_path_factory):
     return runs
 
 
+def test_a_unet_is_evaluated_where_the_truth_is_not_known(toys, tmp_path):
+    run = train(tmp_path / "unet", "unet", model_options=SMALL)
+    assert cli.main(["evaluate", str(run), "--samples", "2"]) == 0
+    record = json.loads((run / "evaluation.json").read_text())
+    assert record["known truth"] == {} and record["scores"][str(run)]["GED² (n=1)"]["mean"] > 0
+
+
 def test_a_known_truth_is_reported(scenes):
     unet, prob = map(str, scenes)
     record = json.loads((scenes[1] / "evaluation.json").read_text())["known truth"]
