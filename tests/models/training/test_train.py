@@ -17,6 +17,7 @@ import torch
 from revgrad import cli
 from revgrad.models import PHiSeg, ProbabilisticUNet
 from revgrad.models.data import CaseFolder
+from revgrad.models.figures import read_log
 from revgrad.models.training import CheckpointError, TrainConfig, checkpoint, load_segmenter
 from revgrad.models.training.batches import Batches
 from revgrad.models.training.loop import kl_factor
@@ -60,6 +61,26 @@ def test_a_run_stopped_between_checkpoints_ends_in_the_same_bits(toys, tmp_path,
     lines = [json.loads(line) for line in (parts / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 8))
     assert lines[-1]["kl"] and lines[-1]["peak_bytes"] > 0 and "validation_ged" in lines[-1]
+
+
+def test_a_line_that_a_kill_cut_in_two_leaves_the_log_whole(toys, tmp_path):
+    assert cli.main(arguments(tmp_path, 4)) == 0
+    log = tmp_path / "log.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join([*lines[:3], lines[3][:9]]))
+    assert cli.main(["train", "--resume", "--output", str(tmp_path), "--steps", "6"]) == 0
+    assert [record["step"] for record in read_log(log)] == [1, 2, 3, 5, 6]
+
+
+def test_what_a_checkpoint_knows_is_in_the_log_already(toys, tmp_path, monkeypatch):
+    logged = []
+
+    def saved(self, name, facts, optimizer):
+        logged.append(read_log(self.folder / "log.jsonl")[-1]["step"] == facts["step"])
+
+    monkeypatch.setattr("revgrad.models.training.loop.Training._save", saved)
+    assert cli.main(arguments(tmp_path, 4)) == 0
+    assert len(logged) >= 3 and all(logged)
 
 
 def test_the_weight_of_divergences_grows_from_nothing():
