@@ -14,6 +14,7 @@ from revgrad.models.data import CaseDataset
 from revgrad.models.training import page, pictures
 from revgrad.models.training.batches import spread
 from revgrad.models.training.checkpoint import BEST, LATEST, load, load_dataset, load_segmenter
+from revgrad.models.training.device import check_device
 from revgrad.models.training.intervals import Interval, Resampling
 from revgrad.models.training.judge import Judged, judge
 from revgrad.models.training.references import references
@@ -82,11 +83,12 @@ def evaluate(runs: Sequence[Path], settings: Settings) -> str:
         The page, and which figures were written.
 
     Raises:
-        ValueError: A number is out of range, a run's folder holds no checkpoint, or the runs were
-            configured with different data.
+        ValueError: A number is out of range, the device is not there, a run's folder holds no
+            checkpoint, or the runs were configured with different data.
     """
     if settings.samples < 1 or settings.cases < 0 or settings.seed < 0 or settings.shown < 1:
         raise ValueError("samples and shown must be at least 1, cases and seed at least 0")
+    check_device(settings.device)
     dataset = _common_dataset(runs, settings.split)
     indices = spread(len(dataset), settings.cases)
     shown = [indices[place] for place in spread(len(indices), settings.shown)]

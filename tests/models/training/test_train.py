@@ -139,6 +139,12 @@ def test_evaluate_prints_runs_and_their_paired_difference(toys, tmp_path, capsys
     assert difference["low"] <= difference["mean"] <= difference["high"]
 
 
+def test_a_device_that_is_not_there_is_named(toys, tmp_path, capsys):
+    assert cli.main(arguments(tmp_path, 1)) == 0
+    assert cli.main(["evaluate", str(tmp_path), "--device", "cuda:99"]) == 1
+    assert "revgrad evaluate: cannot use the device 'cuda:99'" in capsys.readouterr().err
+
+
 def test_load_segmenter_gives_the_trained_network(toys, tmp_path):
     assert cli.main(arguments(tmp_path, 2)) == 0
     net = load_segmenter(tmp_path, "latest")
@@ -199,6 +205,9 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
         ({"scheduler": "never"}, "scheduler must be one of constant"),
         ({"model_options": {"breadth": 1}}, "model_options do not fit disc-net"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"device": "gpu"}, "cannot use the device 'gpu'"),
+        ({"device": "cuda:99"}, "cannot use the device 'cuda:99'"),
+        ({"device": "meta"}, "the device must be cpu, cuda or cuda:N, not 'meta'"),
     ],
 )
 def test_wrong_settings_are_named(toys, tmp_path, capsys, options, words):
