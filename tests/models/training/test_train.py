@@ -21,6 +21,7 @@ from revgrad.models.figures import read_log
 from revgrad.models.training import CheckpointError, TrainConfig, checkpoint, load_segmenter
 from revgrad.models.training.batches import Batches
 from revgrad.models.training.loop import kl_factor
+from revgrad.models.training.references import MAJORITY
 
 TOYS = Path(__file__).with_name("toys.py")
 
@@ -134,9 +135,11 @@ def test_evaluate_prints_runs_and_their_paired_difference(toys, tmp_path, capsys
         assert words in page
     record = json.loads((runs[0] / "evaluation.json").read_text())
     means = [record["scores"][str(run)]["GED² (n=8)"]["mean"] for run in runs]
-    (difference,) = record["paired differences"].values()
-    assert difference["mean"] == pytest.approx(means[0] - means[1], abs=1e-12)
-    assert difference["low"] <= difference["mean"] <= difference["high"]
+    means.append(record["scores"][MAJORITY]["GED² (n=8)"]["mean"])
+    found = list(record["paired differences"].values())
+    for difference, (one, other) in zip(found, [(0, 1), (0, 2), (1, 2)], strict=True):
+        assert difference["mean"] == pytest.approx(means[one] - means[other], abs=1e-12)
+        assert difference["low"] <= difference["mean"] <= difference["high"]
 
 
 def test_a_device_that_is_not_there_is_named(toys, tmp_path, capsys):
