@@ -208,6 +208,7 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
         ({"scheduler": "never"}, "scheduler must be one of constant"),
         ({"model_options": {"breadth": 1}}, "model_options do not fit disc-net"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"data_options": {"split": "test"}}, "data_options must not have a split"),
         ({"device": "gpu"}, "cannot use the device 'gpu'"),
         ({"device": "cuda:99"}, "cannot use the device 'cuda:99'"),
         ({"device": "meta"}, "the device must be cpu, cuda or cuda:N, not 'meta'"),
