@@ -250,7 +250,7 @@ class Training:
         path = self.folder / LOG
         if path.exists():
             lines = path.read_bytes().splitlines(keepends=True)
-            write_atomically(path, b"".join(filter(self._taken, lines)))
+            write_atomically(path, b"".join([line for line in lines if self._taken(line)]))
 
     def _taken(self, line: bytes) -> bool:
         """Whether a line of the log is whole, and of a step up to the checkpoint."""
