@@ -39,7 +39,7 @@ def load_arrays(path: str | os.PathLike[str]) -> Any:
         with open(path, "rb") as file:
             _check_memo(file)
             file.seek(0)
-            return _finished(_ArrayUnpickler(file, encoding="latin1").load())
+            return _finished(_ArrayUnpickler(file, encoding="latin1").load(), {})
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except ForbiddenPickleError as error:
@@ -151,12 +151,22 @@ class _ArrayUnpickler(pickle.Unpickler):
         return lambda *arguments: function(*arguments)
 
 
-def _finished(value: Any) -> Any:
-    """Put the arrays in place of what stood for them, in dictionaries, lists and tuples."""
+def _finished(value: Any, done: dict[int, Any]) -> Any:
+    """Put the arrays in place of what stood for them, in dictionaries, lists and tuples.
+
+    What stands in several places is done once, by its id: a few bytes can nest a list in itself so
+    often that to go through all of it would never end.
+    """
+    if id(value) not in done:
+        done[id(value)] = _finished_once(value, done)
+    return done[id(value)]
+
+
+def _finished_once(value: Any, done: dict[int, Any]) -> Any:
     if isinstance(value, _Array):
         return value.array
     if isinstance(value, dict):
-        return {key: _finished(item) for key, item in value.items()}
+        return {key: _finished(item, done) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_finished(item) for item in value)
+        return type(value)(_finished(item, done) for item in value)
     return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,9 @@ class LIDC:
             return self._make(index)
         if index not in self._kept:
             self._kept[index] = self._make(index)
-        return self._kept[index]
+        case = self._kept[index]
+        # Copies, or a change made in place would stay in what is kept.
+        return replace(case, image=case.image.clone(), annotators=case.annotators.clone())
 
     def _make(self, index: int) -> Case:
         row = {name: column[index] for name, column in self._table.items()}

@@ -16,6 +16,7 @@ from revgrad.models.demo import ambiguous
 from revgrad.models.demo.report import write
 from revgrad.models.demo.run import run
 from revgrad.models.demo.settings import QUICK, Settings
+from revgrad.models.training.device import check_device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,11 +90,6 @@ def _positive(text: str) -> int:
 
 def _device(text: str) -> str:
     try:
-        device = torch.device(text)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise argparse.ArgumentTypeError(f"cannot use the device {text!r}: {reason}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise argparse.ArgumentTypeError(f"memory is measured on cpu and cuda, not on {text}")
-    return text
+        return check_device(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -18,6 +18,7 @@ from revgrad.models.training.config import (
     given_flags,
     read_file,
 )
+from revgrad.models.training.device import check_device
 from revgrad.models.training.loop import CONFIG, Training, TrainingError
 from revgrad.models.training.registry import build_dataset, build_model
 from revgrad.models.training.seeding import Purpose
@@ -83,8 +84,13 @@ def resolve(args: argparse.Namespace) -> TrainConfig:
 
 
 def prepare(config: TrainConfig) -> Training:
-    """Build the data, the network and the run of a configuration."""
+    """Build the data, the network and the run of a configuration.
+
+    Raises:
+        ValueError: Something is unknown, does not fit, or is not there.
+    """
     optional_import("safetensors", "train")  # before the time that training takes
+    check_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     config, train = _training_data(config)

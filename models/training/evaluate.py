@@ -14,11 +14,13 @@ from revgrad.models.data import CaseDataset
 from revgrad.models.training import page, pictures
 from revgrad.models.training.batches import spread
 from revgrad.models.training.checkpoint import BEST, LATEST, load, load_dataset, load_segmenter
+from revgrad.models.training.device import check_device
 from revgrad.models.training.intervals import Interval, Resampling
 from revgrad.models.training.judge import Judged, judge
-from revgrad.models.training.references import references
+from revgrad.models.training.references import MAJORITY, references
 from revgrad.models.training.registry import DETERMINISTIC, seeded
 from revgrad.models.training.scores import (
+    CaseScores,
     common_ged,
     paired_difference,
     predictor,
@@ -82,11 +84,12 @@ def evaluate(runs: Sequence[Path], settings: Settings) -> str:
         The page, and which figures were written.
 
     Raises:
-        ValueError: A number is out of range, a run's folder holds no checkpoint, or the runs were
-            configured with different data.
+        ValueError: A number is out of range, the device is not there, a run's folder holds no
+            checkpoint, or the runs were configured with different data.
     """
     if settings.samples < 1 or settings.cases < 0 or settings.seed < 0 or settings.shown < 1:
         raise ValueError("samples and shown must be at least 1, cases and seed at least 0")
+    check_device(settings.device)
     dataset = _common_dataset(runs, settings.split)
     indices = spread(len(dataset), settings.cases)
     shown = [indices[place] for place in spread(len(indices), settings.shown)]
@@ -94,7 +97,8 @@ def evaluate(runs: Sequence[Path], settings: Settings) -> str:
     first = judged[runs[0]].scores
     resampling = Resampling([case.patient for case in first], seed=settings.seed)
     summaries = {str(run): summary(found.scores, resampling) for run, found in judged.items()}
-    summaries |= _references(dataset, indices, settings, resampling)
+    beside = _references(dataset, indices, settings)
+    summaries |= {name: summary(scores, resampling) for name, scores in beside.items()}
     record = {
         **vars(settings),
         "data": dataset.title,
@@ -102,7 +106,8 @@ def evaluate(runs: Sequence[Path], settings: Settings) -> str:
         "patients": resampling.count,
         "steps": {str(run): _facts(run, settings.checkpoint)["step"] for run in runs},
     }
-    text = _write(judged, record, summaries, _differences(judged, resampling), dataset)
+    differences = _differences(judged, beside[MAJORITY], resampling)
+    text = _write(judged, record, summaries, differences, dataset)
     try:
         names = pictures.draw(judged, dataset, indices, shown, summaries)
     except MissingExtraError as error:
@@ -141,23 +146,27 @@ def _common_dataset(runs: Sequence[Path], split: str) -> CaseDataset:
 
 
 def _references(
-    dataset: CaseDataset, indices: Sequence[int], settings: Settings, resampling: Resampling
-) -> Summaries:
-    found = {}
-    for name, predict in references(dataset, settings.samples, settings.seed).items():
-        scores = [score for _, score, _ in scored(predict, dataset, indices, settings.seed)]
-        found[name] = summary(scores, resampling)
-    return found
+    dataset: CaseDataset, indices: Sequence[int], settings: Settings
+) -> dict[str, list[CaseScores]]:
+    """What predictions without learning score of each case."""
+    return {
+        name: [score for _, score, _ in scored(predict, dataset, indices, settings.seed)]
+        for name, predict in references(dataset, settings.samples, settings.seed).items()
+    }
 
 
-def _differences(judged: Mapping[Path, Judged], resampling: Resampling) -> dict[str, Interval]:
-    """Of the first run's GED and each other one's, at the most samples that both have."""
-    (first, mine), *others = judged.items()
+def _differences(
+    judged: Mapping[Path, Judged], majority: list[CaseScores], resampling: Resampling
+) -> dict[str, Interval]:
+    """Of GED at the most samples that both have: first run less others, each less the majority."""
+    runs = {str(run): found.scores for run, found in judged.items()}
+    first, *others = runs
+    pairs = [(first, name) for name in others] + [(name, MAJORITY) for name in runs]
     found = {}
-    for name, other in others:
-        metric = common_ged(mine.scores, other.scores)
-        difference = paired_difference(mine.scores, other.scores, metric, resampling)
-        found[f"{metric}: {first} - {name}"] = difference
+    for one, other in pairs:
+        scores = runs[one], {**runs, MAJORITY: majority}[other]
+        metric = common_ged(*scores)
+        found[f"{metric}: {one} - {other}"] = paired_difference(*scores, metric, resampling)
     return found
 
 
@@ -171,7 +180,7 @@ def _write(
     """Write page and record into each run's folder."""
     machine = facts(settings["device"])
     reports: Reports = {str(run): found.truth for run, found in judged.items() if found.truth}
-    unets = [str(run) for run in judged if _facts(run, settings["checkpoint"])["config"]["model"]
+    unets = [run for run in reports if _facts(Path(run), settings["checkpoint"])["config"]["model"]
              in DETERMINISTIC]  # fmt: skip
     truth = ""
     if reports:

@@ -22,7 +22,8 @@ class Interval(NamedTuple):
 class Resampling:
     """Draws of patients with replacement, the same for everything that is measured on them.
 
-    A patient comes with all of its cases (Efron and Tibshirani 1993, percentile intervals).
+    A patient comes with all of its cases (Efron and Tibshirani 1993, percentile intervals). One
+    patient says nothing of others: the interval is NaN then.
 
     Args:
         patients: of each case.
@@ -40,7 +41,8 @@ class Resampling:
         self._patient = np.array([place[name] for name in patients])
         self.count = len(names)
         shares = np.full(self.count, 1 / self.count)
-        self._times = np.random.default_rng(seed).multinomial(self.count, shares, replicates)
+        times = np.random.default_rng(seed).multinomial(self.count, shares, replicates)
+        self._times = times if self.count > 1 else np.full((replicates, 1), np.nan)
 
     def sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sums over the cases of each draw, ``(1 + replicates, ...)``; the first is of all cases.

@@ -134,10 +134,13 @@ class Training:
             begun = time.monotonic()
             terms = self.take_step()
             line = self._line(terms, time.monotonic() - begun)
-            if self.step % self.config.validate_every == 0 or self.step == self.config.steps:
+            due = self.step % self.config.validate_every == 0 or self.step == self.config.steps
+            if due:
                 line["validation_ged"] = self.validate()
-                self._keep(line["validation_ged"])
+            # Before the checkpoint: a line too many is dropped by resume, one too few is lost.
             self._write(line)
+            if due:
+                self._keep(line["validation_ged"])
             progress(self.step, self._text(line))
 
     def take_step(self) -> LossTerms:
@@ -246,8 +249,15 @@ class Training:
         """Drop what the log says of steps after the checkpoint, a half-written line included."""
         path = self.folder / LOG
         if path.exists():
-            lines = path.read_bytes().splitlines(keepends=True)[: self.step]
-            write_atomically(path, b"".join(lines))
+            lines = path.read_bytes().splitlines(keepends=True)
+            write_atomically(path, b"".join([line for line in lines if self._taken(line)]))
+
+    def _taken(self, line: bytes) -> bool:
+        """Whether a line of the log is whole, and of a step up to the checkpoint."""
+        try:
+            return line.endswith(b"\n") and bool(json.loads(line)["step"] <= self.step)
+        except (ValueError, KeyError, TypeError):
+            return False
 
     def _autocast(self) -> AbstractContextManager[Any]:
         enabled = self.config.precision == "bfloat16"

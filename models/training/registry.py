@@ -71,6 +71,8 @@ def build_dataset(name: str, split: str, seed: int, options: dict[str, Any]) -> 
         ValueError: There is no such dataset, or it does not take the options.
     """
     made, given = _find(name)
+    if "split" in options:
+        raise ValueError("data_options must not have a split: training, validation and test differ")
     options = {**seeded(name, seed, options), "split": split}
     dataset: CaseDataset = _call(name, made, "data_options", *given, **options)
     if len(dataset) == 0:

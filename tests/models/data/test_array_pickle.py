@@ -171,3 +171,14 @@ def test_a_module_is_not_even_imported(tmp_path):
     with pytest.raises(ForbiddenPickleError, match=r"asks for antigravity\.fly"):
         load_arrays(tmp_path / "a.pickle")
     assert "antigravity" not in sys.modules
+
+
+def test_a_list_nested_in_itself_many_times_is_read_once(tmp_path):
+    value = [np.arange(3)]
+    for _ in range(60):  # 2^60 places
+        value = [value, value]
+    found = load_arrays(written(tmp_path / "nested.pickle", value))
+    for _ in range(60):
+        assert found[0] is found[1]
+        found = found[0]
+    assert np.array_equal(found[0], np.arange(3))

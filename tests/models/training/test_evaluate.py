@@ -42,6 +42,13 @@ def scenes(tmp_path_factory):
     return runs
 
 
+def test_a_unet_is_evaluated_where_the_truth_is_not_known(toys, tmp_path):
+    run = train(tmp_path / "unet", "unet", model_options=SMALL)
+    assert cli.main(["evaluate", str(run), "--samples", "2"]) == 0
+    record = json.loads((run / "evaluation.json").read_text())
+    assert record["known truth"] == {} and record["scores"][str(run)]["GED² (n=1)"]["mean"] > 0
+
+
 def test_a_known_truth_is_reported(scenes):
     unet, prob = map(str, scenes)
     record = json.loads((scenes[1] / "evaluation.json").read_text())["known truth"]
@@ -97,7 +104,7 @@ def test_few_members_are_compared_at_what_both_have(toys, tmp_path, capsys):
     assert cli.main(["evaluate", *map(str, runs), "--samples", "8"]) == 0
     assert "heads gives 3 samples: judged by these" in capsys.readouterr().out
     record = json.loads((runs[0] / "evaluation.json").read_text())
-    (name,) = record["paired differences"]
+    name, *_ = record["paired differences"]
     assert name.startswith("GED² (n=1): ")
     assert "GED² (n=3)" in record["scores"][str(runs[0])]
     assert record["known truth"] == {}

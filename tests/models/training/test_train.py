@@ -17,9 +17,11 @@ import torch
 from revgrad import cli
 from revgrad.models import PHiSeg, ProbabilisticUNet
 from revgrad.models.data import CaseFolder
+from revgrad.models.figures import read_log
 from revgrad.models.training import CheckpointError, TrainConfig, checkpoint, load_segmenter
 from revgrad.models.training.batches import Batches
 from revgrad.models.training.loop import kl_factor
+from revgrad.models.training.references import MAJORITY
 
 TOYS = Path(__file__).with_name("toys.py")
 
@@ -60,6 +62,26 @@ def test_a_run_stopped_between_checkpoints_ends_in_the_same_bits(toys, tmp_path,
     lines = [json.loads(line) for line in (parts / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 8))
     assert lines[-1]["kl"] and lines[-1]["peak_bytes"] > 0 and "validation_ged" in lines[-1]
+
+
+def test_a_line_that_a_kill_cut_in_two_leaves_the_log_whole(toys, tmp_path):
+    assert cli.main(arguments(tmp_path, 4)) == 0
+    log = tmp_path / "log.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join([*lines[:3], lines[3][:9]]))
+    assert cli.main(["train", "--resume", "--output", str(tmp_path), "--steps", "6"]) == 0
+    assert [record["step"] for record in read_log(log)] == [1, 2, 3, 5, 6]
+
+
+def test_what_a_checkpoint_knows_is_in_the_log_already(toys, tmp_path, monkeypatch):
+    logged = []
+
+    def saved(self, name, facts, optimizer):
+        logged.append(read_log(self.folder / "log.jsonl")[-1]["step"] == facts["step"])
+
+    monkeypatch.setattr("revgrad.models.training.loop.Training._save", saved)
+    assert cli.main(arguments(tmp_path, 4)) == 0
+    assert len(logged) >= 3 and all(logged)
 
 
 def test_the_weight_of_divergences_grows_from_nothing():
@@ -113,9 +135,17 @@ def test_evaluate_prints_runs_and_their_paired_difference(toys, tmp_path, capsys
         assert words in page
     record = json.loads((runs[0] / "evaluation.json").read_text())
     means = [record["scores"][str(run)]["GED² (n=8)"]["mean"] for run in runs]
-    (difference,) = record["paired differences"].values()
-    assert difference["mean"] == pytest.approx(means[0] - means[1], abs=1e-12)
-    assert difference["low"] <= difference["mean"] <= difference["high"]
+    means.append(record["scores"][MAJORITY]["GED² (n=8)"]["mean"])
+    found = list(record["paired differences"].values())
+    for difference, (one, other) in zip(found, [(0, 1), (0, 2), (1, 2)], strict=True):
+        assert difference["mean"] == pytest.approx(means[one] - means[other], abs=1e-12)
+        assert difference["low"] <= difference["mean"] <= difference["high"]
+
+
+def test_a_device_that_is_not_there_is_named(toys, tmp_path, capsys):
+    assert cli.main(arguments(tmp_path, 1)) == 0
+    assert cli.main(["evaluate", str(tmp_path), "--device", "cuda:99"]) == 1
+    assert "revgrad evaluate: cannot use the device 'cuda:99'" in capsys.readouterr().err
 
 
 def test_load_segmenter_gives_the_trained_network(toys, tmp_path):
@@ -178,6 +208,10 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
         ({"scheduler": "never"}, "scheduler must be one of constant"),
         ({"model_options": {"breadth": 1}}, "model_options do not fit disc-net"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"data_options": {"split": "test"}}, "data_options must not have a split"),
+        ({"device": "gpu"}, "cannot use the device 'gpu'"),
+        ({"device": "cuda:99"}, "cannot use the device 'cuda:99'"),
+        ({"device": "meta"}, "the device must be cpu, cuda or cuda:N, not 'meta'"),
     ],
 )
 def test_wrong_settings_are_named(toys, tmp_path, capsys, options, words):
