@@ -50,7 +50,8 @@ class Lungs:
 def load_lungs() -> Lungs:
     """Find the lungs in the sample volume, and how deep each voxel lies in them."""
     hounsfield, places, depths, spacing = _lung_arrays()
-    return Lungs(*map(torch.from_numpy, (hounsfield, places, depths)), spacing)
+    as_tensor = torch.from_numpy
+    return Lungs(as_tensor(hounsfield), as_tensor(places), as_tensor(depths), spacing)
 
 
 @lru_cache(maxsize=1)
