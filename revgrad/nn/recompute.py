@@ -32,8 +32,9 @@ class Recompute(nn.Module):
         save_memory: If False, ordinary autograd. May be changed at any time.
 
     Raises:
-        ReversibleError: In the backward pass, if a parameter or an input was changed in place since
-            the forward pass, or a gradient would be lost.
+        ReversibleError: If the module changes an input in place. In the backward pass, if a
+            parameter or an input was changed in place since the forward pass, or a gradient would
+            be lost.
     """
 
     num_inputs, num_outputs = 1, 1

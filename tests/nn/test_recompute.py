@@ -195,6 +195,19 @@ def test_what_was_changed_in_place_since_is_refused(what):
         loss.backward()
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_module_that_changes_an_input_in_place_is_refused(which):
+    class Changes(nn.Module):
+        def forward(self, *inputs):
+            inputs[which].mul_(2)
+            return inputs[0] * inputs[1]
+
+    # The second needs no gradient: nothing but the values would be wrong.
+    net, x, side = Recompute(Changes()), leaf(2), torch.ones(2, dtype=torch.float64)
+    with pytest.raises(ReversibleError, match=r"Recompute\(Changes\).*changed an input in place"):
+        net(x, side)
+
+
 def test_a_gradient_that_would_be_lost_is_refused():
     outside = leaf(2)
 
