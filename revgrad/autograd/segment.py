@@ -67,9 +67,8 @@ class _Segment(torch.autograd.Function):
             x, *others = saved_tensors(ctx, "a parameter or an input of it")
             rewind = Rewind(record, others, ctx.needs_input_grad[3:])
             with lock_of(record.part.module):
-                input_grads = rewind.replay((x,), grads)
+                (input_grad,) = rewind.replay((x,), grads, ctx.needs_input_grad[2:3])
         except BaseException as error:
             locate(error, ctx.where)
             raise
-        wanted = input_grads[0] if ctx.needs_input_grad[2] else None
-        return None, None, wanted, *rewind.leaf_grads()
+        return None, None, input_grad, *rewind.leaf_grads()

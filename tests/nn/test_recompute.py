@@ -84,6 +84,31 @@ def test_only_parameters_may_need_gradients():
     expect_plain_autograd(Recompute(block()).double(), lambda net: net(x))
 
 
+def test_no_gradient_is_computed_that_nobody_asked_for():
+    seen = []
+
+    class Asked(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            return x * weight
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.append(ctx.needs_input_grad)
+            return None, grad
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            return Asked.apply(x, self.weight)
+
+    Recompute(Net())(torch.ones(2)).sum().backward()
+    assert seen == [(False, True)]
+
+
 def test_several_results_are_given_back_as_a_tuple():
     class Both(nn.Module):
         def forward(self, x):
