@@ -49,7 +49,7 @@ class PHiSeg(Segmenter):
         decoder_depth: Units of every other row.
         norm: A name, or name and keyword arguments, see `ConvStyle`; None: no norm.
         act: The same for the activation.
-        bias: Whether convolutions have a bias.
+        bias: Whether convolutions have a bias. Last ones have one in any case.
         kl_weights: Weight of the KL divergence of each latent level, the finest first, or one for
             all. None: that of level l is ``(2**spatial_dims)**l``, for each level has so many times
             fewer numbers than the one above.

@@ -147,6 +147,14 @@ def test_saving_memory_can_be_switched():
     expect_close(saving, plain)
 
 
+def test_without_bias_the_last_layers_still_have_one():
+    for cls in (PHiSeg, RevPHiSeg):
+        convs = {n: m for n, m in made(cls, bias=False).named_modules() if isinstance(m, nn.Conv2d)}
+        last = {n for n in convs if n.rpartition(".")[2] in ("mean", "scale") or "heads" in n}
+        assert len(last) == 2 * 2 * 2 + 2  # of two encoders with two levels, and two heads
+        assert {n for n, conv in convs.items() if conv.bias is not None} == last
+
+
 def test_the_stock_network_is_made_of_torchs_layers():
     own = {type(m) for m in PHiSeg(2, 1, 2, **SMALL).modules() if not list(m.children())}
     assert own <= {
