@@ -54,7 +54,8 @@ class PHiSeg(Segmenter):
             all. None: that of level l is ``(2**spatial_dims)**l``, for each level has so many times
             fewer numbers than the one above.
         prior_components: Gaussians of the prior's deepest level; more than one make it a mixture,
-            see `revgrad.models.GaussianMixture`.
+            see `revgrad.models.GaussianMixture`. The gradients of the deepest posterior are then
+            not those of the bound: it is drawn to the mixture's mean and variance.
         posterior_start: Standard deviations of the posterior at the start; None: as the prior's.
             Small ones, such as 0.1, let the first steps see what is in its means.
         class_weights: How much a pixel of each class counts in the cross-entropy; None: 1. Small
