@@ -156,6 +156,11 @@ class Encoder(nn.Module):
                 bias = cast(Tensor, cast(Latent, latent).scale.bias)
                 nn.init.constant_(bias, before_softplus(start_scale))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return cast(Tensor, cast(Latent, self.latents[0]).mean.weight).dtype
+
     def features(self, x: Tensor) -> list[Tensor]:
         """Features of each latent level, the finest first."""
         found = []

@@ -272,7 +272,9 @@ def _descend(
     for level in reversed(range(len(features))):
         below = latents[0] if latents else None
         found.insert(0, network.level(level, features[level], below))
-        latents.insert(0, found[0].rsample() if draw else found[0].mean)
+        z = found[0].rsample() if draw else found[0].mean
+        # Distributions are float32 at least, also where all weights are in half precision.
+        latents.insert(0, z.to(network.dtype))
     return found, latents
 
 

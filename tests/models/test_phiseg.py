@@ -263,6 +263,19 @@ def test_under_autocast_saving_memory_changes_nothing(arithmetic):
         )
 
 
+@pytest.mark.parametrize("options", [{}, {"prior_components": 2}])
+@pytest.mark.parametrize("cls", [PHiSeg, RevPHiSeg])
+def test_all_weights_may_be_in_half_precision(cls, options):
+    net = made(cls, **options).bfloat16()
+    image, masks = data(dtype=torch.bfloat16)
+    found, grads = step(net, image, masks)
+    assert found.total.dtype == torch.float32 and found.total.isfinite()
+    assert all(g.dtype == torch.bfloat16 and g.isfinite().all() for g in grads)
+    with torch.no_grad():
+        assert net.eval().sample(image, 2).dtype == torch.bfloat16
+        assert net.reconstruct(image, masks).isfinite().all()
+
+
 def test_in_exact_arithmetic_the_gradients_are_those_of_ordinary_autograd_to_the_bit():
     net = made(RevPHiSeg, arithmetic="exact").float()
     image, masks = data(dtype=torch.float32)
