@@ -245,6 +245,25 @@ def test_a_gradient_that_would_be_lost_is_refused():
         loss.backward()
 
 
+@pytest.mark.parametrize(
+    ("gives", "named"),
+    [
+        (lambda x: [x, x], "not list"),
+        (lambda x: x.max(0), "not max"),  # its fields would lose their names
+        (lambda x: (x, None), r"not a tuple of \(Tensor, NoneType\)"),
+        (lambda x: (), r"not a tuple of \(\)"),
+    ],
+)
+def test_results_that_would_come_back_as_something_else_are_refused(gives, named):
+    class Gives(nn.Module):
+        def forward(self, x):
+            return gives(x)
+
+    net = Recompute(Gives())
+    with pytest.raises(ReversibleError, match=f"Gives must give a tensor or .* {named}"):
+        net(leaf(2))
+
+
 def test_wrong_arguments_are_refused():
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, not function"):
         Recompute(lambda x: x)
