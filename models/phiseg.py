@@ -17,9 +17,9 @@ from revgrad.models.hierarchy import Encoder, Likelihood, Plan
 from revgrad.models.losses import checked_class_weights
 from revgrad.models.mixture import Distribution
 from revgrad.models.segmenter import LossTerms, Segmenter
+from revgrad.models.unet import CHANNELS
 from revgrad.nn import Recompute, ReversibleSequence, fuse
 
-CHANNELS = (32, 64, 128, 192, 192, 192, 192)
 BATCH_NORM = ("batch", {"eps": 1e-3, "momentum": 0.01})
 
 # So many images at least go through the ladder of latents at a time when samples are drawn.
@@ -163,7 +163,7 @@ class PHiSeg(Segmenter):
     def sample(self, image: Tensor, n: int) -> Tensor:
         """Draw n segmentations of each image: logits ``(N, n, out_channels, *spatial)``."""
         self.check_image(image)
-        _refuse_below_one("n", n)
+        self.check_count(n)
         features = self.prior_network.features(image)
         at_once = max(1, _SAMPLES_AT_ONCE // max(1, len(image)))
         drawn = [self._drawn(features, min(at_once, n - i)) for i in range(0, n, at_once)]
