@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -21,7 +21,7 @@ from revgrad.models.unet import Encoder, he_normal_
 
 SCALES = {"softplus": DiagonalGaussian.from_unbounded, "exp": DiagonalGaussian.from_log_scale}
 # What they make a standard deviation of.
-STARTS = {"softplus": before_softplus, "exp": math.log}
+STARTS: dict[str, Callable[[float], float]] = {"softplus": before_softplus, "exp": math.log}
 
 
 class VectorEncoder(nn.Module):
