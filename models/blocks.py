@@ -50,6 +50,12 @@ class ConvStyle:
     couplings_per_unit: int = 1
     arithmetic: str = "float"
 
+    def __post_init__(self) -> None:
+        if self.couplings_per_unit < 1:
+            raise ValueError(
+                f"couplings_per_unit must be at least 1, not {self.couplings_per_unit!r}"
+            )
+
     def conv(self, in_channels: int, out_channels: int, kernel_size: int = 1) -> nn.Module:
         """A convolution that keeps the size, without norm or activation."""
         layer = _CONV[self.spatial_dims]

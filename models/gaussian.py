@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -75,6 +76,17 @@ class DiagonalGaussian(NamedTuple):
         ratio = other.scale / self.scale
         distance = (other.mean - self.mean) / self.scale
         return 0.5 * (ratio.square() + distance.square() - 1) - ratio.log()
+
+
+def before_softplus(scale: float) -> float:
+    """The number that the softplus makes a scale of."""
+    return scale + math.log(-math.expm1(-scale))
+
+
+def refuse_wrong_start(scale: float | None) -> None:
+    """Raise a ValueError unless it can be a standard deviation, or None."""
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"posterior_start must be a positive number or None, not {scale!r}")
 
 
 def start_small_(head: nn.Module) -> None:

@@ -8,7 +8,6 @@ pass too, from what is stored anyway.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -19,7 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revgrad.models.blocks import ConvStyle
-from revgrad.models.gaussian import DiagonalGaussian, start_small_
+from revgrad.models.gaussian import (
+    DiagonalGaussian,
+    before_softplus,
+    refuse_wrong_start,
+    start_small_,
+)
 from revgrad.models.mixture import (
     Distribution,
     GaussianMixture,
@@ -125,6 +129,7 @@ class Encoder(nn.Module):
         start_scale: float | None = None,
     ) -> None:
         super().__init__()
+        refuse_wrong_start(start_scale)
         channels, style = plan.channels, plan.style
         pool = _POOL[style.spatial_dims]
         widths = (in_channels, *channels)
@@ -149,7 +154,12 @@ class Encoder(nn.Module):
         if start_scale is not None:
             for latent in self.latents:
                 bias = cast(Tensor, cast(Latent, latent).scale.bias)
-                nn.init.constant_(bias, math.log(math.expm1(start_scale)))
+                nn.init.constant_(bias, before_softplus(start_scale))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return cast(Tensor, cast(Latent, self.latents[0]).mean.weight).dtype
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Features of each latent level, the finest first."""
@@ -177,17 +187,18 @@ class Latent(nn.Module):
         refuse_wrong_components(components)
         channels = components * plan.latent_channels
         self.row = Stage(plan, width, width, plan.latent_depth)
-        self.mean = plan.style.conv(width, channels)
-        self.scale = plan.style.conv(width, channels)
+        last = replace(plan.style, bias=True)  # whatever the units have
+        self.mean = last.conv(width, channels)
+        self.scale = last.conv(width, channels)
         # Near N(0, softplus(0)) whatever the image: else the divergence of large maps is all that
         # the first hundreds of steps see.
         for head in (self.mean, self.scale):
             start_small_(head)
         self.weights: nn.Module | None = None
         if components > 1:
-            # With a bias whatever the style: it is where the components start apart.
-            self.mean = replace(plan.style, bias=True).conv(width, channels)
-            self.weights = replace(plan.style, bias=True).conv(width, components)
+            # The mean is drawn once more, or a seed would start another network than before.
+            self.mean = last.conv(width, channels)
+            self.weights = last.conv(width, components)
             for head in (self.mean, self.weights):
                 start_small_(head)
             spread_means_(cast(Tensor, self.mean.bias))
@@ -222,7 +233,8 @@ class Likelihood(nn.Module):
         self.merges = nn.ModuleList(
             Merge(plan, level, widths[level + 1], widths[level]) for level in range(deepest)
         )
-        self.heads = nn.ModuleList(plan.style.conv(width, out_channels) for width in widths)
+        last = replace(plan.style, bias=True)
+        self.heads = nn.ModuleList(last.conv(width, out_channels) for width in widths)
 
     def forward(self, latents: Sequence[Tensor]) -> list[Tensor]:
         """Logits of each level in its own size, that of the image first."""

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import cast
 
 from torch import Tensor, nn
 
 from revgrad.models.blocks import ConvStyle
-from revgrad.models.gaussian import DiagonalGaussian, start_small_
+from revgrad.models.gaussian import (
+    DiagonalGaussian,
+    before_softplus,
+    refuse_wrong_start,
+    start_small_,
+)
 from revgrad.models.mixture import GaussianMixture, refuse_wrong_components, spread_means_
 from revgrad.models.unet import Encoder, he_normal_
 
 SCALES = {"softplus": DiagonalGaussian.from_unbounded, "exp": DiagonalGaussian.from_log_scale}
 # What they make a standard deviation of.
-STARTS = {"softplus": lambda scale: math.log(math.expm1(scale)), "exp": math.log}
+STARTS: dict[str, Callable[[float], float]] = {"softplus": before_softplus, "exp": math.log}
 
 
 class VectorEncoder(nn.Module):
@@ -51,6 +56,7 @@ class VectorEncoder(nn.Module):
         if latent_channels < 1:
             raise ValueError(f"latent_channels must be at least 1, not {latent_channels!r}")
         refuse_wrong_components(components)
+        refuse_wrong_start(start_scale)
         self.encoder = Encoder(style, in_channels, channels, depth)
         outputs = [components * latent_channels] * 2 + [components] * (components > 1)
         self.head = replace(style, bias=True).conv(channels[-1], sum(outputs))

@@ -107,7 +107,7 @@ def fitted_kl(posterior: DiagonalGaussian, prior: Distribution) -> Tensor:
     drawn = posterior.kl_divergence(
         DiagonalGaussian(gaussian.mean.detach(), gaussian.scale.detach())
     )
-    return fixed.kl_divergence(prior) + drawn - drawn.detach()
+    return fixed.kl_divergence(prior) + (drawn - drawn.detach())
 
 
 def spread_means_(bias: Tensor) -> None:

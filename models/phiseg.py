@@ -17,9 +17,9 @@ from revgrad.models.hierarchy import Encoder, Likelihood, Plan
 from revgrad.models.losses import checked_class_weights
 from revgrad.models.mixture import Distribution
 from revgrad.models.segmenter import LossTerms, Segmenter
+from revgrad.models.unet import CHANNELS
 from revgrad.nn import Recompute, ReversibleSequence, fuse
 
-CHANNELS = (32, 64, 128, 192, 192, 192, 192)
 BATCH_NORM = ("batch", {"eps": 1e-3, "momentum": 0.01})
 
 # So many images at least go through the ladder of latents at a time when samples are drawn.
@@ -49,12 +49,13 @@ class PHiSeg(Segmenter):
         decoder_depth: Units of every other row.
         norm: A name, or name and keyword arguments, see `ConvStyle`; None: no norm.
         act: The same for the activation.
-        bias: Whether convolutions have a bias.
+        bias: Whether convolutions have a bias. Last ones have one in any case.
         kl_weights: Weight of the KL divergence of each latent level, the finest first, or one for
             all. None: that of level l is ``(2**spatial_dims)**l``, for each level has so many times
             fewer numbers than the one above.
         prior_components: Gaussians of the prior's deepest level; more than one make it a mixture,
-            see `revgrad.models.GaussianMixture`.
+            see `revgrad.models.GaussianMixture`. The gradients of the deepest posterior are then
+            not those of the bound: it is drawn to the mixture's mean and variance.
         posterior_start: Standard deviations of the posterior at the start; None: as the prior's.
             Small ones, such as 0.1, let the first steps see what is in its means.
         class_weights: How much a pixel of each class counts in the cross-entropy; None: 1. Small
@@ -162,7 +163,7 @@ class PHiSeg(Segmenter):
     def sample(self, image: Tensor, n: int) -> Tensor:
         """Draw n segmentations of each image: logits ``(N, n, out_channels, *spatial)``."""
         self.check_image(image)
-        _refuse_below_one("n", n)
+        self.check_count(n)
         features = self.prior_network.features(image)
         at_once = max(1, _SAMPLES_AT_ONCE // max(1, len(image)))
         drawn = [self._drawn(features, min(at_once, n - i)) for i in range(0, n, at_once)]
@@ -271,7 +272,9 @@ def _descend(
     for level in reversed(range(len(features))):
         below = latents[0] if latents else None
         found.insert(0, network.level(level, features[level], below))
-        latents.insert(0, found[0].rsample() if draw else found[0].mean)
+        z = found[0].rsample() if draw else found[0].mean
+        # Distributions are float32 at least, also where all weights are in half precision.
+        latents.insert(0, z.to(network.dtype))
     return found, latents
 
 

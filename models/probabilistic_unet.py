@@ -46,7 +46,8 @@ class ProbabilisticUNet(Segmenter):
         conditional_prior: False: the prior is N(0, 1) for each image, and there is no prior
             network.
         prior_components: Gaussians of the prior; more than one make it a mixture, see
-            `revgrad.models.GaussianMixture`.
+            `revgrad.models.GaussianMixture`. The posterior's gradients are then not those of the
+            loss above: it is drawn to the mixture's mean and variance.
         posterior_start: standard deviations of the posterior at the start; None: as the prior's.
             Small ones, such as 0.1, let the first steps see what is in its means.
         class_weights: how much a pixel of each class counts in the cross-entropy; None: 1. Small

@@ -49,6 +49,8 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         refuse_wrong_levels(channels, depth)
+        if dropout_levels < 0:
+            raise ValueError(f"dropout_levels must not be negative, it is {dropout_levels!r}")
         self._pool = _POOL[style.spatial_dims]
         self.dropout = nn.Dropout(dropout)
         self.first_dropout = max(len(channels) - dropout_levels, 0)

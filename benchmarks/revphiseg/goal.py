@@ -15,7 +15,10 @@ def verdicts(plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
     if plan.quick:
         yield "The goals are set for the networks of the papers, not for --quick."
         return
-    for what, value, goals in (("peak", peak, GOAL_PEAK), ("saved", saved, GOAL_SAVED)):
+    for what, value, goals in (
+        ("peak without scratch", peak, GOAL_PEAK),
+        ("saved", saved, GOAL_SAVED),
+    ):
         yield from _shares(f"{what} by that of phiseg", rows, goals, value)
     for row in rows:
         flops = by_base(lambda r: r.flops, row, rows)

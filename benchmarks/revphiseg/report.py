@@ -13,7 +13,7 @@ from revgrad.benchmarks.revphiseg.goal import verdicts
 from revgrad.benchmarks.revphiseg.networks import VARIANTS
 from revgrad.benchmarks.revphiseg.run import Row
 from revgrad.benchmarks.revphiseg.settings import Plan, Point
-from revgrad.benchmarks.revphiseg.shares import by_base, peak, saved
+from revgrad.benchmarks.revphiseg.shares import by_base, peak, saved, whole_peak
 
 _MIB = 2**20
 
@@ -87,9 +87,10 @@ def _memory_lines(point: Point, rows: Sequence[Row]) -> Iterator[Line]:
             yield str(point), row.variant, row.status, "", "", "", ""
             continue
         resident = "" if row.resident is None else f"{row.resident / _MIB:.0f}"
-        shares = [by_base(value, row, rows) for value in (saved, peak)]
-        less, lower = ("" if share is None else f"{share:.3f}" for share in shares)
-        whole = f"{peak(row) / _MIB:.1f} ({row.memory['peak'] / _MIB:.1f})"
+        shares = [by_base(value, row, rows) for value in (saved, peak, whole_peak)]
+        less, lower, whole_share = ("" if share is None else f"{share:.3f}" for share in shares)
+        whole = f"{peak(row) / _MIB:.1f} ({whole_peak(row) / _MIB:.1f})"
+        lower += f" ({whole_share})" * bool(whole_share)
         cells = (f"{saved(row) / _MIB:.1f}", less, whole, lower)
         yield str(point), row.variant, *cells, resident
     if point in figures.PUBLISHED_MB:

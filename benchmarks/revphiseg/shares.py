@@ -14,6 +14,12 @@ def peak(row: Row) -> int:
     return int(row.memory["peak_without_scratch"])
 
 
+def whole_peak(row: Row) -> int:
+    """Bytes at the peak with that scratch, as an allocator counts them."""
+    assert row.memory is not None
+    return int(row.memory["peak"])
+
+
 def saved(row: Row) -> int:
     """Bytes that autograd saves."""
     assert row.saved is not None

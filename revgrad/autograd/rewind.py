@@ -171,10 +171,18 @@ class Rewind:
             found: tuple[State, Gradients] = self._with_parameters(self._leaves, call)
             return found
 
-    def replay(self, inputs: State, grads: Gradients) -> Gradients:
-        """Gradients of the inputs, where these are known: the part is run forward again."""
+    def replay(
+        self, inputs: State, grads: Gradients, needs: Sequence[bool] | None = None
+    ) -> Gradients:
+        """Gradients of the inputs, where these are known: the part is run forward again.
+
+        Args:
+            inputs: The inputs.
+            grads: Gradients of the part's results.
+            needs: Which of the inputs need one; None: all.
+        """
         with torch.set_grad_enabled(self.differentiable):
-            return self._differentiate(inputs, grads, expected=None)
+            return self._differentiate(inputs, grads, expected=None, needs=needs)
 
     def leaf_grads(self) -> Gradients:
         """Gradients of the side tensors and parameters, in their order."""
@@ -326,19 +334,28 @@ class Rewind:
         inputs = check_streams(inverted, layer.num_inputs)[: layer.num_inputs]
         return inputs, self._differentiate(inputs, grads, expected=outputs)
 
-    def _differentiate(self, inputs: State, grads: Gradients, expected: State | None) -> Gradients:
+    def _differentiate(
+        self,
+        inputs: State,
+        grads: Gradients,
+        expected: State | None,
+        needs: Sequence[bool] | None = None,
+    ) -> Gradients:
         """Run the part forward from its inputs and back-propagate.
 
         Args:
             inputs: The input streams.
             grads: Gradients of the part's results.
             expected: The output streams, if the result shall be compared with them.
+            needs: Which of the inputs need one; None: all.
         """
         record, whole = self._record, self._record.whole
         assert whole is not None
         if all(g is None for g in grads):
             return (None,) * len(inputs)
-        leaves = Leaves([self._leaf(x, True) for x in inputs], self._new_leaves())
+        needed = needs or (True,) * len(inputs)
+        streams = [self._leaf(x, need) for x, need in zip(inputs, needed, strict=True)]
+        leaves = Leaves(streams, self._new_leaves())
         args, kwargs = record.side.with_tensors(leaves.others)
         self._evaluations = list(record.evaluations)
         with torch.enable_grad(), evaluating(_Repeat(self, last=False)):

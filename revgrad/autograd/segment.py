@@ -11,11 +11,11 @@ from revgrad.autograd.layout import alias
 from revgrad.autograd.observers import announce_stored
 from revgrad.autograd.outside import outside_of_compiler
 from revgrad.autograd.protocol import Gradients, Layer, Part, State
-from revgrad.autograd.recompute import lock_of
+from revgrad.autograd.recompute import lock_of, version
 from revgrad.autograd.record import Record, SideInputs
 from revgrad.autograd.rewind import Rewind
 from revgrad.autograd.saved import saved_tensors
-from revgrad.errors import locate
+from revgrad.errors import ReversibleError, locate
 
 
 def run_segment(
@@ -43,8 +43,16 @@ class _Segment(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, record: Record, where: str, *tensors: Tensor) -> State:
-        args, kwargs = record.side.with_tensors(tensors[1:])
+        given = tensors[: 1 + record.side.count]
+        args, kwargs = record.side.with_tensors(given[1:])
+        before = [version(t) for t in given]
         outputs = record.run_forward(tensors[0], args=args, kwargs=kwargs)
+        if before != [version(t) for t in given]:
+            raise ReversibleError(
+                f"{where}: the module changed an input in place, which the backward pass could "
+                "not run it on again; make that operation out-of-place (ReLU() instead of "
+                "ReLU(inplace=True))"
+            )
         announce_stored(where, tensors[:1])
         ctx.record, ctx.where = record, where
         ctx.save_for_backward(*tensors)
@@ -59,9 +67,8 @@ class _Segment(torch.autograd.Function):
             x, *others = saved_tensors(ctx, "a parameter or an input of it")
             rewind = Rewind(record, others, ctx.needs_input_grad[3:])
             with lock_of(record.part.module):
-                input_grads = rewind.replay((x,), grads)
+                (input_grad,) = rewind.replay((x,), grads, ctx.needs_input_grad[2:3])
         except BaseException as error:
             locate(error, ctx.where)
             raise
-        wanted = input_grads[0] if ctx.needs_input_grad[2] else None
-        return None, None, wanted, *rewind.leaf_grads()
+        return None, None, input_grad, *rewind.leaf_grads()

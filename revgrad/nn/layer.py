@@ -13,6 +13,7 @@ from revgrad.autograd.context import current_evaluator, take_place
 from revgrad.autograd.observers import current_check
 from revgrad.autograd.protocol import Gradients, Part, State
 from revgrad.autograd.recompute import version
+from revgrad.autograd.record import SideInputs
 from revgrad.autograd.rewind import Rewind
 from revgrad.errors import ReversibleError
 from revgrad.fixed_point import FixedPoint, to_fixed, to_float
@@ -217,7 +218,10 @@ class ReversibleLayer(nn.Module):
         if evaluator is None:
             value = module(seen, *args, **kwargs)
         else:
+            sides = SideInputs.tensors(args, kwargs)
+            as_given = [version(t) for t in sides]
             value = evaluator.run(module, (seen, *args), kwargs)
+            _expect_sides_unchanged(module, sides, as_given)
         _expect_unchanged(module, seen, before)
         if not isinstance(value, Tensor):
             raise ReversibleError(
@@ -254,6 +258,15 @@ def _expect_unchanged(module: nn.Module, x: Tensor, before: int) -> None:
             f"the sub-network {type(module).__name__} changed its input in place, and with it "
             "the stream that the layer passes on; make its first operation out-of-place "
             "(ReLU() instead of ReLU(inplace=True))"
+        )
+
+
+def _expect_sides_unchanged(module: nn.Module, sides: list[Tensor], before: list[int]) -> None:
+    if [version(t) for t in sides] != before:
+        raise ReversibleError(
+            f"the sub-network {type(module).__name__} changed a side input in place, so that the "
+            "backward pass could not evaluate it again on the same values; make that operation "
+            "out-of-place (x = x + 1 instead of x += 1)"
         )
 
 

@@ -28,12 +28,14 @@ class Recompute(nn.Module):
     Args:
         module: What is run. It gives a tensor or a tuple of tensors, must not change its inputs
             in place, and must get every tensor that requires a gradient as a parameter or an
-            argument.
+            argument. What it keeps of its forward pass besides, such as a loss as an attribute,
+            has no gradient.
         save_memory: If False, ordinary autograd. May be changed at any time.
 
     Raises:
-        ReversibleError: In the backward pass, if a parameter or an input was changed in place since
-            the forward pass, or a gradient would be lost.
+        ReversibleError: If the module changes an input in place. In the backward pass, if a
+            parameter or an input was changed in place since the forward pass, or a gradient would
+            be lost.
     """
 
     num_inputs, num_outputs = 1, 1
@@ -63,11 +65,20 @@ class Recompute(nn.Module):
             nonlocal gave_one
             result = self.module(*args, **kwargs)
             gave_one = isinstance(result, Tensor)
-            return (result,) if gave_one else result
+            return (result,) if gave_one else self._checked(result)
 
         part = Part(self.module, call, None, stores_input=True)
         outputs = run_segment(self, part, self._label(), x, args, kwargs)  # type: ignore[arg-type]
         return outputs[0] if gave_one else outputs
+
+    def _checked(self, result: object) -> State:
+        # Of any other type, a tuple with names among them, only the tensors would come back.
+        if type(result) is tuple and result and all(isinstance(r, Tensor) for r in result):
+            return result
+        raise ReversibleError(
+            f"{type(self.module).__name__} must give a tensor or a plain tuple of tensors to be "
+            f"recomputed, not {_described(result)}"
+        )
 
     def _can_save(self, inputs: Any) -> bool:
         """Whether there is a backward pass to save memory for."""
@@ -89,3 +100,9 @@ class Recompute(nn.Module):
 
     def extra_repr(self) -> str:
         return f"save_memory={self.save_memory}"
+
+
+def _described(result: object) -> str:
+    if type(result) is not tuple:
+        return type(result).__name__
+    return f"a tuple of ({', '.join(type(r).__name__ for r in result)})"

@@ -30,9 +30,9 @@ def plan(*points, quick=False):
     return Plan(points, tuple(networks.DEFAULT), "cpu", 1, 0, quick)
 
 
-def row(variant, peak, saved, flops=100, wall_ratio=None, point=POINT):
+def row(variant, peak, saved, flops=100, wall_ratio=None, point=POINT, scratch=1.0):
     time = None if wall_ratio is None else {"wall": 1.0, "wall_ratio": wall_ratio}
-    memory = {"peak_without_scratch": peak, "peak": 2 * peak}
+    memory = {"peak_without_scratch": peak, "peak": int((1 + scratch) * peak)}
     return Row(point, variant, memory=memory, saved=saved, flops=flops, parameters=1, time=time)
 
 
@@ -174,7 +174,13 @@ def test_published_figures_stand_beside_the_measured_ones():
     text = report.tables(plan(POINT), rows)
     assert "3251 / 2194 MB" in text and "0.675" in text
     assert "1731.7 / 1188.5" in text and "0.686" in text
-    assert "290.0 (580.0)" in text and "0.290" in text
+    assert "290.0 (580.0)" in text and "0.290 (0.290)" in text
+
+
+def test_shares_with_the_convolutions_scratch_stand_beside_those_without():
+    rows = [row("phiseg", 1000, 1, scratch=0.0), row("revphiseg", 300, 1, scratch=0.5)]
+    assert "0.300 (0.450)" in report.tables(plan(POINT), rows)
+    assert "peak without scratch by that of phiseg" in next(goal.verdicts(plan(POINT), rows))
 
 
 def test_a_point_that_failed_is_told():

@@ -50,6 +50,9 @@ def test_names_that_are_none_are_refused():
         make_act("tanhh")
     with pytest.raises(ValueError, match="7 channels"):
         ConvStyle(2, reversible=True).row(3, 7, 2)
+    # None would leave rows that do nothing.
+    with pytest.raises(ValueError, match="couplings_per_unit must be at least 1, not 0"):
+        ConvStyle(2, reversible=True, couplings_per_unit=0)
 
 
 def test_two_couplings_are_a_block_of_the_paper():

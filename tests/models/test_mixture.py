@@ -95,7 +95,7 @@ def test_the_fitted_divergence_is_the_mixtures_and_draws_the_posterior_to_its_ga
     leaves = [part.requires_grad_() for part in (*q, *parts, logits)]
     p = GaussianMixture.from_channels(parts, logits, 4)
     found = fitted_kl(q, p)
-    torch.testing.assert_close(found, q.kl_divergence(p))
+    assert torch.equal(found, q.kl_divergence(p))
     gradients = torch.autograd.grad(found.sum(), leaves, retain_graph=True)
     to_gaussian = torch.autograd.grad(q.kl_divergence(p.gaussian()).sum(), q, retain_graph=True)
     of_mixture = torch.autograd.grad(q.kl_divergence(p).sum(), leaves[2:])
@@ -119,6 +119,21 @@ def test_the_posterior_starts_as_narrow_as_it_is_told(scale):
     for q, p in zip(net.posterior(image, masks), net.prior(image), strict=True):
         assert (q.scale.log() - math.log(0.1)).abs().mean() < 0.2
         assert p.scale.mean() > 0.5
+
+
+@pytest.mark.parametrize("start", [0, -1.0, math.inf, math.nan])
+@pytest.mark.parametrize("make", [ProbabilisticUNet, PHiSeg])
+def test_a_start_that_is_no_standard_deviation_is_refused(make, start):
+    with pytest.raises(ValueError, match="posterior_start must be a positive number or None"):
+        make(2, 1, 2, (4, 4), **_smallest(make), posterior_start=start)
+
+
+def test_any_start_can_be_reached_also_where_units_have_no_bias():
+    for start in (1e-3, 0.1, 800.0):
+        net = PHiSeg(2, 1, 2, (4, 4), 2, posterior_start=start, bias=False)
+        for latent in net.posterior_network.latents:
+            expected = torch.full_like(latent.scale.bias, start)
+            torch.testing.assert_close(torch.nn.functional.softplus(latent.scale.bias), expected)
 
 
 def test_a_network_learns_the_weights_of_alternatives_it_cannot_see():

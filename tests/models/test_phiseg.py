@@ -147,6 +147,14 @@ def test_saving_memory_can_be_switched():
     expect_close(saving, plain)
 
 
+def test_without_bias_the_last_layers_still_have_one():
+    for cls in (PHiSeg, RevPHiSeg):
+        convs = {n: m for n, m in made(cls, bias=False).named_modules() if isinstance(m, nn.Conv2d)}
+        last = {n for n in convs if n.rpartition(".")[2] in ("mean", "scale") or "heads" in n}
+        assert len(last) == 2 * 2 * 2 + 2  # of two encoders with two levels, and two heads
+        assert {n for n, conv in convs.items() if conv.bias is not None} == last
+
+
 def test_the_stock_network_is_made_of_torchs_layers():
     own = {type(m) for m in PHiSeg(2, 1, 2, **SMALL).modules() if not list(m.children())}
     assert own <= {
@@ -253,6 +261,19 @@ def test_under_autocast_saving_memory_changes_nothing(arithmetic):
         torch.testing.assert_close(
             saved, plain, rtol=0, atol=(2e-2 if arithmetic == "float" else 0) * largest
         )
+
+
+@pytest.mark.parametrize("options", [{}, {"prior_components": 2}])
+@pytest.mark.parametrize("cls", [PHiSeg, RevPHiSeg])
+def test_all_weights_may_be_in_half_precision(cls, options):
+    net = made(cls, **options).bfloat16()
+    image, masks = data(dtype=torch.bfloat16)
+    found, grads = step(net, image, masks)
+    assert found.total.dtype == torch.float32 and found.total.isfinite()
+    assert all(g.dtype == torch.bfloat16 and g.isfinite().all() for g in grads)
+    with torch.no_grad():
+        assert net.eval().sample(image, 2).dtype == torch.bfloat16
+        assert net.reconstruct(image, masks).isfinite().all()
 
 
 def test_in_exact_arithmetic_the_gradients_are_those_of_ordinary_autograd_to_the_bit():

@@ -159,6 +159,7 @@ def test_what_a_reversible_net_keeps_does_not_grow_with_its_depth():
         ({"channels": (4, 4), "dropout": 1.5}, "dropout"),
         ({"channels": (4, 4), "norm": "spectral"}, "norm must be"),
         ({"channels": (4, 3), "reversible": True}, "3 channels"),
+        ({"dropout": 0.5, "dropout_levels": -1}, "dropout_levels must not be negative"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(options, match):

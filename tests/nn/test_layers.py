@@ -733,3 +733,17 @@ def test_deep_half_precision_is_warned_of_drift(kind):
         with pytest.warns(UserWarning, match='Use arithmetic="exact"') as caught:
             step(120)
         assert caught[0].filename == __file__
+
+
+def test_a_sub_network_that_changes_a_side_input_is_refused():
+    class Changes(nn.Module):
+        def forward(self, x, side):
+            side.mul_(2)
+            return x * side
+
+    sequence = ReversibleSequence([AdditiveCoupling(Changes())])
+    x, side = torch.randn(1, 2, 3, requires_grad=True), torch.ones(1)
+    with pytest.raises(ReversibleError, match="Changes changed a side input in place"):
+        sequence(x, side)
+    sequence.save_memory = False
+    sequence(x, side).sum().backward()  # by ordinary autograd it is sound

@@ -84,6 +84,31 @@ def test_only_parameters_may_need_gradients():
     expect_plain_autograd(Recompute(block()).double(), lambda net: net(x))
 
 
+def test_no_gradient_is_computed_that_nobody_asked_for():
+    seen = []
+
+    class Asked(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            return x * weight
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.append(ctx.needs_input_grad)
+            return None, grad
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            return Asked.apply(x, self.weight)
+
+    Recompute(Net())(torch.ones(2)).sum().backward()
+    assert seen == [(False, True)]
+
+
 def test_several_results_are_given_back_as_a_tuple():
     class Both(nn.Module):
         def forward(self, x):
@@ -195,6 +220,19 @@ def test_what_was_changed_in_place_since_is_refused(what):
         loss.backward()
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_module_that_changes_an_input_in_place_is_refused(which):
+    class Changes(nn.Module):
+        def forward(self, *inputs):
+            inputs[which].mul_(2)
+            return inputs[0] * inputs[1]
+
+    # The second needs no gradient: nothing but the values would be wrong.
+    net, x, side = Recompute(Changes()), leaf(2), torch.ones(2, dtype=torch.float64)
+    with pytest.raises(ReversibleError, match=r"Recompute\(Changes\).*changed an input in place"):
+        net(x, side)
+
+
 def test_a_gradient_that_would_be_lost_is_refused():
     outside = leaf(2)
 
@@ -205,6 +243,25 @@ def test_a_gradient_that_would_be_lost_is_refused():
     loss = Recompute(Captures())(leaf(2)).sum()
     with pytest.raises(ReversibleError, match="requires a gradient but is no parameter"):
         loss.backward()
+
+
+@pytest.mark.parametrize(
+    ("gives", "named"),
+    [
+        (lambda x: [x, x], "not list"),
+        (lambda x: x.max(0), "not max"),  # its fields would lose their names
+        (lambda x: (x, None), r"not a tuple of \(Tensor, NoneType\)"),
+        (lambda x: (), r"not a tuple of \(\)"),
+    ],
+)
+def test_results_that_would_come_back_as_something_else_are_refused(gives, named):
+    class Gives(nn.Module):
+        def forward(self, x):
+            return gives(x)
+
+    net = Recompute(Gives())
+    with pytest.raises(ReversibleError, match=f"Gives must give a tensor or .* {named}"):
+        net(leaf(2))
 
 
 def test_wrong_arguments_are_refused():
