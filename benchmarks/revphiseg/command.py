@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--sizes", nargs="+", type=_size, help="sizes of 12 images of three classes, likewise")
     add("--variants", nargs="+", choices=VARIANTS, metavar="NAME", help=", ".join(VARIANTS))
+    add("--channels-last", action="store_true", help="memory format, default contiguous")
     add("--threads", type=_positive, default=torch.get_num_threads(), help="default: PyTorch's")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
     add("--repeats", type=_natural, help="rounds of the time measurement, default 3; 0: none")
@@ -48,6 +49,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
     return Plan(
         tuple(dict.fromkeys(points)),
         variants=tuple(dict.fromkeys(args.variants or DEFAULT)),
+        channels_last=args.channels_last,
         device=args.device,
         threads=args.threads,
         repeats=(2 if args.quick else 3) if args.repeats is None else args.repeats,

@@ -10,6 +10,7 @@ import torch
 
 from revgrad.benchmarks.revphiseg.settings import QUICK_CHANNELS
 from revgrad.benchmarks.sequence.settings import Settings
+from revgrad.benchmarks.sequence.workload import memory_format
 from revgrad.models.phiseg import PRESETS, PHiSeg
 from revgrad.optim import step_in_backward
 
@@ -68,8 +69,9 @@ class TrainingStep:
         if quick:
             options |= {"channels": QUICK_CHANNELS, "latent_levels": 2}
         self.module: PHiSeg = PRESETS[chosen.preset](2, settings.channels, classes, **options)
-        self.module.to(device)
-        self.image = torch.randn(settings.shape).to(device)
+        layout = memory_format(settings)
+        self.module.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+        self.image = torch.randn(settings.shape).to(device, memory_format=layout)
         shape = settings.batch, settings.size, settings.size
         self.masks = torch.randint(classes, shape).to(device)
         # The paper's Adam; a step must not change what the next one costs, so its rate is tiny.
@@ -77,11 +79,11 @@ class TrainingStep:
         if chosen.steps:
             step_in_backward(self.optimizer)
 
-    def loss(self) -> torch.Tensor:
-        """The forward pass."""
-        return self.module.loss(self.image, self.masks).total
+    def loss(self, batch: int | None = None) -> torch.Tensor:
+        """The forward pass, of the first images if a batch is given."""
+        return self.module.loss(self.image[:batch], self.masks[:batch]).total
 
-    def __call__(self) -> None:
+    def __call__(self, batch: int | None = None) -> None:
         self.optimizer.zero_grad()
-        self.loss().backward()
+        self.loss(batch).backward()
         self.optimizer.step()

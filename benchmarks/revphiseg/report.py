@@ -63,13 +63,19 @@ def write(plan: Plan, rows: Sequence[Row], facts: machine.Facts, folder: Path) -
 
 
 def _page(plan: Plan, rows: Sequence[Row], facts: machine.Facts, drawn: str) -> str:
-    settings = {"device": plan.device, "threads": plan.threads, "rounds": plan.repeats}
+    layout = "channels-last" if plan.channels_last else "contiguous"
+    settings = {
+        "device": plan.device,
+        "layout": layout,
+        "threads": plan.threads,
+        "rounds": plan.repeats,
+    }
     network = "tiny networks" if plan.quick else "the networks of the papers"
     parts = [
         "# PHiSeg and RevPHiSeg in memory and time",
         f"A step is loss, backward pass and Adam, of {network}, on random images and masks. Each "
         "point is measured in a fresh process; memory is that of PyTorch's tensors, the process's "
-        "own peak that of its first step. Times come from one process in which the variants take "
+        "own peak what the system saw. Times come from one process in which the variants take "
         "turns.",
         *([drawn] if drawn else []),
         tables(plan, rows),
@@ -131,4 +137,6 @@ def _notes(plan: Plan, rows: Sequence[Row]) -> Iterator[str]:
 
 def _name(plan: Plan, facts: machine.Facts) -> str:
     threads = f"{plan.threads}-thread{'s' if plan.threads > 1 else ''}"
-    return pages.name(facts, "revphiseg-quick" if plan.quick else "revphiseg", threads)
+    title = "revphiseg-quick" if plan.quick else "revphiseg"
+    layout = ["channels-last"] if plan.channels_last else []
+    return pages.name(facts, title, *layout, threads)

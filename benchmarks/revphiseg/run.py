@@ -25,7 +25,7 @@ class Row:
         status: "measured" or "failed".
         reason: Why something was not measured.
         memory: A `MemoryReport` as a dictionary, in bytes.
-        resident: The most bytes that the process had in memory in its first step; None where the
+        resident: The most bytes that the process had in memory; None where the
             system does not tell.
         saved: Bytes that autograd saves in the forward pass, parameters aside.
         flops: Counted operations of a step.
@@ -52,11 +52,13 @@ def number_of_steps(plan: Plan) -> int:
 
 def run(plan: Plan, show: Show) -> list[Row]:
     """Measure everything; `show` is told after each step what it was."""
-    rows = [_memory(plan, point, name, show) for point in plan.points for name in plan.variants]
-    first = [row for row in rows if row.point == plan.points[0] and row.status == "measured"]
+    rows = [_memory(plan, plan.points[0], name, show) for name in plan.variants]
+    first = [row for row in rows if row.status == "measured"]
     if plan.repeats and first:
+        # Before the other points: only times depend on what else the machine does.
         _add_times(plan, first, show)
-    return rows
+    rest = [_memory(plan, point, name, show) for point in plan.points[1:] for name in plan.variants]
+    return rows + rest
 
 
 def _memory(plan: Plan, point: Point, variant: str, show: Show) -> Row:

@@ -39,6 +39,7 @@ class Plan:
     Attributes:
         points: What is measured, the first also in time.
         variants: Names of variants, see `revgrad.benchmarks.revphiseg.networks`.
+        channels_last: Memory format of the images and the weights.
         device: "cpu" or "cuda".
         threads: Of the CPU.
         repeats: Rounds of the time measurement; 0: none.
@@ -47,6 +48,7 @@ class Plan:
 
     points: tuple[Point, ...]
     variants: tuple[str, ...]
+    channels_last: bool
     device: str
     threads: int
     repeats: int
@@ -55,5 +57,10 @@ class Plan:
     def settings(self, point: Point) -> Settings:
         """How the tasks of a point run."""
         return Settings(
-            channels=1, size=point.size, batch=point.batch, device=self.device, threads=self.threads
+            channels=1,
+            size=point.size,
+            batch=point.batch,
+            channels_last=self.channels_last,
+            device=self.device,
+            threads=self.threads,
         )

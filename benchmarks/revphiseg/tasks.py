@@ -19,11 +19,12 @@ from revgrad.memory import measure
 def memory(settings: Settings, variant: str, classes: int, quick: bool) -> dict[str, Any]:
     """Memory, saved activations, operations and parameters of a step."""
     step = TrainingStep(variant, settings, classes, quick)
-    flops = operations(step)  # the first step, in which Adam makes its state
-    resident = peak_resident()
+    # Of one image: Adam makes its state, and a batch takes as many operations for each image.
+    flops = settings.batch * operations(lambda: step(1))
+    report = measure(step, step.module, device=settings.device, warmup=0)
     return {
-        "memory": measure(step, step.module, device=settings.device, warmup=0).as_dict(),
-        "resident": resident,
+        "memory": report.as_dict(),
+        "resident": peak_resident(),
         "saved": saved_activations(step),
         "flops": flops,
         "parameters": sum(p.numel() for p in step.module.parameters()),
