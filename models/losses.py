@@ -1,5 +1,6 @@
 """Training losses for segmentation."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -34,7 +35,7 @@ def checked_class_weights(weights: Sequence[float] | None, classes: int) -> Tens
     """
     if weights is None:
         return None
-    if len(weights) != classes or min(weights) <= 0:
+    if len(weights) != classes or not all(0 < weight < math.inf for weight in weights):
         raise ValueError(
             f"class_weights must be {classes} positive numbers, one for each class, not {weights!r}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import cast
@@ -285,10 +286,10 @@ def _weights(
         return tuple(float(2 ** (spatial_dims * level)) for level in range(latent_levels))
     if isinstance(given, int | float):
         given = [given] * latent_levels
-    if len(given) != latent_levels or min(given) < 0:
+    if len(given) != latent_levels or not all(0 <= weight < math.inf for weight in given):
         raise ValueError(
-            f"kl_weights must be {latent_levels} numbers that are not negative, one for each "
-            f"latent level, not {given!r}"
+            f"kl_weights must be {latent_levels} finite numbers that are not negative, one for "
+            f"each latent level, not {given!r}"
         )
     return tuple(map(float, given))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -89,8 +90,8 @@ class ProbabilisticUNet(Segmenter):
         arithmetic: str = "float",
     ) -> None:
         super().__init__(spatial_dims, in_channels, out_channels, divisor=divisor_of(channels))
-        if beta < 0:
-            raise ValueError(f"beta must not be negative, it is {beta!r}")
+        if not 0 <= beta < math.inf:
+            raise ValueError(f"beta must be finite and not negative, it is {beta!r}")
         self.beta = beta
         self.latent_channels = latent_channels
         weights = checked_class_weights(class_weights, out_channels)

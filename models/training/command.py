@@ -46,10 +46,19 @@ def main(args: argparse.Namespace) -> int:
             training.resume()
         else:
             training.start()
-        training.run()
+        return _run(training)
     except (ValueError, OSError, TrainingError) as error:
         print(f"revgrad train: {error}", file=sys.stderr)
         return 1
+
+
+def _run(training: Training) -> int:
+    try:
+        training.run()
+    except KeyboardInterrupt:
+        again = f"--resume --output {training.folder} goes on from the last checkpoint"
+        print(f"\nrevgrad train: stopped; {again}", file=sys.stderr)
+        return 130  # as a shell says it
     print(f"{training.folder}: trained to step {training.step}, best {json.dumps(training.best)}")
     return 0
 

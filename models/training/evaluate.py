@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from revgrad.machine import facts
-from revgrad.models.data import CaseDataset
+from revgrad.models.data import Case, CaseDataset
+from revgrad.models.progress import Progress
 from revgrad.models.training import page, pictures
 from revgrad.models.training.batches import spread
 from revgrad.models.training.checkpoint import BEST, LATEST, load, load_dataset, load_segmenter
@@ -21,6 +26,7 @@ from revgrad.models.training.references import MAJORITY, references
 from revgrad.models.training.registry import DETERMINISTIC, seeded
 from revgrad.models.training.scores import (
     CaseScores,
+    Predict,
     common_ged,
     paired_difference,
     predictor,
@@ -44,6 +50,7 @@ class Settings:
     shown: int = 4
     seed: int = 0
     device: str = "cpu"
+    threads: int = 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=default.seed, help="(%(default)s)")
     parser.add_argument("--device", default=default.device, help="(%(default)s)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=default.threads,
+        help="of the CPU; 0 for as many as torch takes",
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -89,7 +102,11 @@ def evaluate(runs: Sequence[Path], settings: Settings) -> str:
     """
     if settings.samples < 1 or settings.cases < 0 or settings.seed < 0 or settings.shown < 1:
         raise ValueError("samples and shown must be at least 1, cases and seed at least 0")
+    if settings.threads < 0:
+        raise ValueError(f"threads must be at least 0, not {settings.threads}")
     check_device(settings.device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     dataset = _common_dataset(runs, settings.split)
     indices = spread(len(dataset), settings.cases)
     shown = [indices[place] for place in spread(len(indices), settings.shown)]
@@ -126,7 +143,20 @@ def _judge_run(
     if (most := network.most_samples) is not None and most < settings.samples:
         print(f"{run} gives {most} samples: judged by these")
     predict = predictor(network, settings.samples, settings.seed)
+    predict = _told(predict, str(run), len(indices))
     return judge(predict, dataset, indices, settings.seed, shown)
+
+
+def _told(predict: Predict, name: str, total: int) -> Predict:
+    """The same predictions, with their progress on standard error: the page goes to the other."""
+    progress, done = Progress(total, sys.stderr), itertools.count(1)
+
+    def told(case: Case, index: int) -> Tensor:
+        probabilities = predict(case, index)
+        progress(next(done), name)
+        return probabilities
+
+    return told
 
 
 def _common_dataset(runs: Sequence[Path], split: str) -> CaseDataset:

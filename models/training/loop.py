@@ -122,6 +122,8 @@ class Training:
                 f"{self.folder} is at step {self.step} already, beyond steps={self.config.steps}"
             )
         self._forget_later_lines()
+        for unfinished in self.folder.glob(".*.tmp"):  # of a run that was killed in writing
+            unfinished.unlink()
 
     def run(self) -> None:
         """Take the steps that are left.

@@ -94,7 +94,7 @@ def test_class_weights_multiply_each_pixels_cross_entropy():
         torch.testing.assert_close(found, cross_entropy_per_image(full, labels, weights).mean())
 
 
-@pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, -1.0)])
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, math.nan)])
 def test_wrong_class_weights_are_refused(weights):
     for make in (ProbabilisticUNet, PHiSeg):
         options = {"latent_levels": 2} if make is PHiSeg else {}

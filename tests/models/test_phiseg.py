@@ -221,8 +221,9 @@ def sum_at_full_size(logits):
     [
         ({"latent_levels": 4}, "latent_levels must be 1 to 3"),
         ({"latent_channels": 0}, "latent_channels"),
-        ({"kl_weights": (1.0,)}, "kl_weights must be 2 numbers"),
+        ({"kl_weights": (1.0,)}, "kl_weights must be 2 finite numbers"),
         ({"kl_weights": (1.0, -1.0)}, "not negative"),
+        ({"kl_weights": (1.0, float("nan"))}, "finite"),
         ({"depth": 0}, "depth"),
         ({"channels": (), "latent_levels": 1}, "channels"),
     ],

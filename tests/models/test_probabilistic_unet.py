@@ -172,6 +172,7 @@ def test_a_prior_that_does_not_see_the_image_is_the_standard_normal():
     assert torch.equal(prior.scale, torch.ones(2, 3, dtype=torch.float64))
 
 
-def test_a_negative_beta_is_refused():
-    with pytest.raises(ValueError, match="beta"):
-        ProbabilisticUNet(2, 1, 2, (4, 4), beta=-1)
+@pytest.mark.parametrize("beta", [-1, float("nan"), float("inf")])
+def test_a_wrong_beta_is_refused(beta):
+    with pytest.raises(ValueError, match="beta must be finite"):
+        ProbabilisticUNet(2, 1, 2, (4, 4), beta=beta)

@@ -42,9 +42,13 @@ def scenes(tmp_path_factory):
     return runs
 
 
-def test_a_unet_is_evaluated_where_the_truth_is_not_known(toys, tmp_path):
+def test_a_unet_is_evaluated_where_the_truth_is_not_known(toys, tmp_path, capsys):
     run = train(tmp_path / "unet", "unet", model_options=SMALL)
-    assert cli.main(["evaluate", str(run), "--samples", "2"]) == 0
+    threads = torch.get_num_threads()
+    assert cli.main(["evaluate", str(run), "--samples", "2", "--threads", "1"]) == 0
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(threads)
+    assert f"{run}  took" in capsys.readouterr().err  # its progress
     record = json.loads((run / "evaluation.json").read_text())
     assert record["known truth"] == {} and record["scores"][str(run)]["GED² (n=1)"]["mean"] > 0
 
@@ -171,3 +175,5 @@ def test_a_predictor_draws_the_same_of_a_case_again(toys):
 def test_numbers_out_of_range_are_refused(toys, tmp_path, capsys, flag):
     assert cli.main(["evaluate", str(tmp_path), *flag]) == 1
     assert "samples and shown must be at least 1" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(tmp_path), "--threads", "-1"]) == 1
+    assert "threads must be at least 0" in capsys.readouterr().err

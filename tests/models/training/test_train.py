@@ -20,7 +20,7 @@ from revgrad.models.data import CaseFolder
 from revgrad.models.figures import read_log
 from revgrad.models.training import CheckpointError, TrainConfig, checkpoint, load_segmenter
 from revgrad.models.training.batches import Batches
-from revgrad.models.training.loop import kl_factor
+from revgrad.models.training.loop import Training, kl_factor
 from revgrad.models.training.references import MAJORITY
 
 TOYS = Path(__file__).with_name("toys.py")
@@ -57,11 +57,31 @@ def test_a_run_stopped_between_checkpoints_ends_in_the_same_bits(toys, tmp_path,
     assert cli.main(arguments(parts, 4, **options)) == 0
     with (parts / "log.jsonl").open("a") as log:
         log.write('{"step": 5}\n{"st')  # taken, but lost with the kill
+    unfinished = parts / ".latest.safetensors.1234.tmp"
+    unfinished.write_bytes(b"half a checkpoint")
     assert cli.main(["train", "--resume", "--output", str(parts), "--steps", "7"]) == 0
     assert same(whole / "latest.safetensors", parts / "latest.safetensors")
+    assert not unfinished.exists()
     lines = [json.loads(line) for line in (parts / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 8))
     assert lines[-1]["kl"] and lines[-1]["peak_bytes"] > 0 and "validation_ged" in lines[-1]
+
+
+def test_a_run_that_is_interrupted_says_how_to_go_on(toys, tmp_path, capsys, monkeypatch):
+    validate, calls = Training.validate, []
+
+    def interrupted(self):
+        calls.append(self.step)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return validate(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "validate", interrupted)
+        assert cli.main(arguments(tmp_path, 6)) == 130
+    assert f"--resume --output {tmp_path}" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "--output", str(tmp_path)]) == 0
+    assert [record["step"] for record in read_log(tmp_path / "log.jsonl")] == list(range(1, 7))
 
 
 def test_a_line_that_a_kill_cut_in_two_leaves_the_log_whole(toys, tmp_path):
