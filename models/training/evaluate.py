@@ -15,6 +15,7 @@ from torch import Tensor
 
 from revgrad.machine import facts
 from revgrad.models.data import Case, CaseDataset
+from revgrad.models.figures import read_log
 from revgrad.models.progress import Progress
 from revgrad.models.training import page, pictures
 from revgrad.models.training.batches import spread
@@ -22,6 +23,7 @@ from revgrad.models.training.checkpoint import BEST, LATEST, load, load_dataset,
 from revgrad.models.training.device import check_device
 from revgrad.models.training.intervals import Interval, Resampling
 from revgrad.models.training.judge import Judged, judge
+from revgrad.models.training.loop import LOG
 from revgrad.models.training.references import MAJORITY, references
 from revgrad.models.training.registry import DETERMINISTIC, seeded
 from revgrad.models.training.scores import (
@@ -121,7 +123,7 @@ def evaluate(runs: Sequence[Path], settings: Settings) -> str:
         "data": dataset.title,
         "cases": len(first),  # settings say 0 for all
         "patients": resampling.count,
-        "steps": {str(run): _facts(run, settings.checkpoint)["step"] for run in runs},
+        "trained": {str(run): _trained(run, settings.checkpoint) for run in runs},
     }
     differences = _differences(judged, beside[MAJORITY], resampling)
     text = _write(judged, record, summaries, differences, dataset)
@@ -228,6 +230,15 @@ def _write(
         by_case = [{"name": case.name, **case.values} for case in found.scores]
         page.write(run, text, {**both, "by case": by_case})
     return text
+
+
+def _trained(run: Path, which: str) -> str:
+    """For how long a checkpoint was trained, by the clock of the steps alone."""
+    facts = _facts(run, which)
+    step, batch = facts["step"], facts["config"]["batch_size"]
+    taken = [line for line in read_log(run / LOG) if line["step"] <= step]
+    minutes = sum(batch / line["images_per_second"] for line in taken) / 60
+    return f"{step} steps, {minutes:.1f} min"
 
 
 def _facts(run: Path, which: str) -> dict[str, Any]:

@@ -26,8 +26,9 @@ def truth_page(reports: Reports, unets: Sequence[str], switches: Sequence[str]) 
         "GED² over the classes that switch, a class that neither map has left out (Kohl et al. "
         "2018). 0 is a perfect model's mean.\n",
         table(("", *reports), _distances(reports, unets)) + "\n",
-        "Share of the samples in which a class flips, and in which 95 % of its pixels do so as "
-        "one; share of its pixels that are found at all, as either class:\n",
+        "Share of the samples in which a class flips; share of its pixels that do so as one; share "
+        "of the samples in which 95 % of them do; share of its pixels that are found at all, as "
+        "either class:\n",
         table(("", *reports), _switches(reports, switches)) + "\n",
         "Frequency of each mode, by its probability (bit i: the i-th class flips):\n",
         table(("mode", "truth", *reports), _modes(reports)) + "\n",
@@ -74,6 +75,7 @@ def _distances(reports: Reports, unets: Sequence[str]) -> list[list[str]]:
             lambda report: report.true_variation[0],
             3,
         ),
+        row("excess over their mean", lambda report: report.excess_variation, 3),
     ]
     if (measure := _unet_ged(reports, unets)) is not None:
         label = f"(GED² - perfect) / ((U-Net) - perfect), with {unets[0]} as the U-Net"
@@ -84,8 +86,11 @@ def _distances(reports: Reports, unets: Sequence[str]) -> list[list[str]]:
 def _switches(reports: Reports, names: Sequence[str]) -> list[list[str]]:
     rows = []
     for index, name in enumerate(names):
-        found = [(r.flipped[index], r.whole[index], r.recalled[index]) for r in reports.values()]
-        kinds = ("flips", "as one", "found")
+        found = [
+            (r.flipped[index], r.as_one[index], r.whole[index], r.recalled[index])
+            for r in reports.values()
+        ]
+        kinds = ("flips", "as one", "whole", "found")
         for what, values in zip(kinds, zip(*found, strict=True), strict=True):
             rows.append([f"{name} {what}", *(f"{float(value):.3f}" for value in values)])
     return rows

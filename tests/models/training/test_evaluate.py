@@ -68,6 +68,8 @@ def test_a_known_truth_is_reported(scenes):
     page = (scenes[0] / "evaluation.md").read_text()
     for words in ("## Known truth", f"with {unet} as the U-Net", "sidewalk as one", "| 31 "):
         assert words in page
+    for words in ("excess over their mean", "person whole", "2 steps, 0."):
+        assert words in page
     assert "thresholding" not in page and RESAMPLED in page
 
 
