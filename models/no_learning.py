@@ -7,6 +7,7 @@ figures tell.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from revgrad.models.data.case import Case, CaseDataset, draw_annotators
@@ -29,6 +30,31 @@ def threshold_samples(image: Tensor, levels: int = 16) -> Tensor:
     fractions = torch.arange(1, levels + 1, dtype=channel.dtype, device=image.device) / (levels + 1)
     thresholds = torch.lerp(channel.min(), channel.max(), fractions)
     return (channel > thresholds.reshape(-1, *[1] * channel.dim())).to(torch.uint8)
+
+
+def part_at_centre(masks: Tensor) -> Tensor:
+    """What of each mask is connected with the image's centre, over corners too.
+
+    Of images that are cut around a structure, thresholds then need not answer for all else that is
+    as bright.
+
+    Args:
+        masks: ``(N, *spatial)`` in 2D or 3D, 0 or 1. On even axes the two middle pixels are the
+            centre.
+
+    Returns:
+        The same shape and type.
+    """
+    dilate = {3: F.max_pool2d, 4: F.max_pool3d}[masks.dim()]
+    allowed = masks.to(torch.float32)
+    grown = torch.zeros_like(allowed)
+    centre = [slice((size - 1) // 2, size // 2 + 1) for size in masks.shape[1:]]
+    grown[(slice(None), *centre)] = allowed[(slice(None), *centre)]
+    while True:
+        wider = dilate(grown[:, None], 3, stride=1, padding=1)[:, 0] * allowed
+        if torch.equal(wider, grown):
+            return grown.to(masks.dtype)
+        grown = wider
 
 
 def majority_mask(annotators: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -72,8 +98,8 @@ def no_learning_scores(dataset: CaseDataset, n: int = 16, *, seed: int = 0) -> d
         seed: of the drawn annotators.
 
     Returns:
-        ``"thresholding"`` (of two classes only), ``"majority mask"``, which is one sample, and
-        ``"resampled annotators"``. Zero is best.
+        ``"thresholding"`` and ``"thresholding, part at the centre"`` (of two classes only),
+        ``"majority mask"``, which is one sample, and ``"resampled annotators"``. Zero is best.
     """
     if not len(dataset):
         raise ValueError("the dataset has no cases to score")
@@ -86,7 +112,12 @@ def no_learning_scores(dataset: CaseDataset, n: int = 16, *, seed: int = 0) -> d
             "resampled annotators": resampled_annotators(case, n, generator),
         }
         if len(dataset.classes) == 2:
-            samples = {"thresholding": threshold_samples(case.image, n), **samples}
+            bright = threshold_samples(case.image, n)
+            thresholds = {
+                "thresholding": bright,
+                "thresholding, part at the centre": part_at_centre(bright),
+            }
+            samples = {**thresholds, **samples}
         for name, maps in samples.items():
             distance = generalized_energy_distance(
                 maps,

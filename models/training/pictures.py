@@ -14,7 +14,7 @@ from revgrad.models.metrics import ged_limits
 from revgrad.models.training.intervals import Interval
 from revgrad.models.training.judge import Judged, has_known_truth
 from revgrad.models.training.loop import LOG
-from revgrad.models.training.references import MAJORITY, RESAMPLED, THRESHOLDING
+from revgrad.models.training.references import AT_CENTRE, MAJORITY, RESAMPLED, THRESHOLDING
 from revgrad.models.training.scores import ged_counts, ged_name
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _curves(
         models[RESAMPLED] = _ged(summaries[RESAMPLED])
     counts = sorted({n for values in models.values() for n in values})
     most = ged_name(max(counts))
-    single = {name: summaries[name][most].mean for name in (THRESHOLDING, MAJORITY)
+    single = {name: summaries[name][most].mean for name in (THRESHOLDING, AT_CENTRE, MAJORITY)
               if name in summaries}  # fmt: skip
     caption = f"{dataset.title}\nmean over {len(indices)} cases, 95 % intervals over patients"
     perfect = _perfect(dataset, indices, counts) if known else None

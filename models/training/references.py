@@ -7,11 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from revgrad.models.data import Case, CaseDataset
-from revgrad.models.no_learning import majority_mask, resampled_annotators, threshold_samples
+from revgrad.models.no_learning import (
+    majority_mask,
+    part_at_centre,
+    resampled_annotators,
+    threshold_samples,
+)
 from revgrad.models.training.scores import Predict
 from revgrad.models.training.seeding import Purpose, generator
 
 THRESHOLDING = "thresholding"
+AT_CENTRE = "thresholding, part at the centre"
 MAJORITY = "majority mask (knows the annotators)"
 RESAMPLED = "resampled annotators (knows them)"
 
@@ -20,10 +26,16 @@ def references(dataset: CaseDataset, n: int, seed: int) -> dict[str, Predict]:
     """Predictions without learning, by name; thresholding only of two classes."""
     classes = len(dataset.classes)
 
-    def thresholds(case: Case, index: int) -> Tensor:
+    def bright(case: Case, index: int) -> Tensor:
         # In any order: the first few samples are judged by themselves, too.
         order = torch.randperm(n, generator=generator(seed, Purpose.EVALUATION, index, 3))
-        return one_hot(threshold_samples(case.image, n)[order], classes)
+        return threshold_samples(case.image, n)[order]
+
+    def thresholds(case: Case, index: int) -> Tensor:
+        return one_hot(bright(case, index), classes)
+
+    def at_centre(case: Case, index: int) -> Tensor:
+        return one_hot(part_at_centre(bright(case, index)), classes)
 
     def majority(case: Case, index: int) -> Tensor:
         mask = majority_mask(case.annotators, case.weights)
@@ -33,8 +45,8 @@ def references(dataset: CaseDataset, n: int, seed: int) -> dict[str, Predict]:
         draw = generator(seed, Purpose.EVALUATION, index, 2)
         return one_hot(resampled_annotators(case, n, draw), classes)
 
-    found: dict[str, Predict] = {THRESHOLDING: thresholds} if classes == 2 else {}
-    return found | {MAJORITY: majority, RESAMPLED: resampled}
+    found: dict[str, Predict] = {THRESHOLDING: thresholds, AT_CENTRE: at_centre}
+    return (found if classes == 2 else {}) | {MAJORITY: majority, RESAMPLED: resampled}
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:

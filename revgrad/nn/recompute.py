@@ -23,7 +23,8 @@ class Recompute(nn.Module):
     For what is cheap to compute and large to keep, and can't be computed back: pooling,
     upsampling, 1x1 convolutions between reversible sequences. The repetition has the random
     numbers (of the CPU's generator and that of the first argument's device), autocast, train or
-    eval mode and buffers of the forward pass; running statistics are updated once. The module may contain reversible sequences, and further modules of this class.
+    eval mode and buffers of the forward pass; running statistics are updated once. The module may
+    contain reversible sequences, and further modules of this class.
 
     Args:
         module: What is run. It gives a tensor or a tuple of tensors, must not change its inputs

@@ -5,6 +5,7 @@ from revgrad.models.data import Case
 from revgrad.models.no_learning import (
     majority_mask,
     no_learning_scores,
+    part_at_centre,
     resampled_annotators,
     threshold_samples,
 )
@@ -40,6 +41,30 @@ def test_thresholds_are_nested_and_evenly_spaced():
     assert not threshold_samples(torch.ones(1, 4, 4)).any()
 
 
+def test_the_part_at_the_centre_is_connected_with_it():
+    mask = torch.tensor(
+        [
+            [1, 0, 0, 0, 0],
+            [0, 1, 0, 0, 1],
+            [0, 0, 1, 0, 1],
+            [0, 0, 1, 0, 1],
+            [1, 0, 0, 0, 0],
+        ]
+    )
+    expected = mask.clone()
+    expected[:, 4] = 0
+    expected[4, 0] = 0
+    found = part_at_centre(torch.stack([mask, 1 - mask]).to(torch.uint8))
+    assert found.dtype == torch.uint8 and torch.equal(found[0], expected.to(torch.uint8))
+    assert not found[1].any()  # the centre is not in it
+    volume = torch.zeros(1, 4, 4, 4)
+    volume[0, 2, 2, 2] = volume[0, 3, 3, 3] = volume[0, 0, 0, 0] = 1
+    assert part_at_centre(volume).nonzero().tolist() == [[0, 2, 2, 2], [0, 3, 3, 3]]
+    snake = torch.ones(1, 9, 9)
+    snake[0, 1, :8] = snake[0, 3, 1:] = snake[0, 5, :8] = snake[0, 7, 1:] = 0
+    assert torch.equal(part_at_centre(snake), snake)
+
+
 def test_majority_by_pixel_the_highest_label_among_equals():
     masks = torch.tensor([[0, 0, 2, 1], [0, 1, 2, 1], [1, 1, 2, 2], [1, 1, 0, 2]])
     assert majority_mask(masks).tolist() == [[1, 1, 2, 2]]
@@ -61,7 +86,8 @@ def test_scores_by_hand():
     # Majority of the first case is b: 2 (1/2)(1/2) - 0 - 1/4 = 1/4; of the second it is right.
     assert scores["majority mask"] == pytest.approx(1 / 8)
     assert scores["thresholding"] == pytest.approx(1 / 8)  # a, twice
-    assert list(scores) == ["thresholding", "majority mask", "resampled annotators"]
+    centre = "thresholding, part at the centre"
+    assert list(scores) == ["thresholding", centre, "majority mask", "resampled annotators"]
 
 
 def test_many_resampled_annotators_are_a_perfect_model():

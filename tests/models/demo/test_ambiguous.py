@@ -12,9 +12,9 @@ from revgrad.models.data import LIDC, Case
 from revgrad.models.demo import ambiguous
 from revgrad.models.demo.ambiguous import QUICK, AmbiguousSettings
 from revgrad.models.metrics import generalized_energy_distance
-from revgrad.models.training.references import MAJORITY, RESAMPLED, THRESHOLDING
+from revgrad.models.training.references import AT_CENTRE, MAJORITY, RESAMPLED, THRESHOLDING
 
-LEARN_NOTHING = (THRESHOLDING, MAJORITY, RESAMPLED)
+LEARN_NOTHING = (THRESHOLDING, AT_CENTRE, MAJORITY, RESAMPLED)
 SETTINGS = AmbiguousSettings(steps=60, batch=4, learning_rate=0.02, samples=8, cases=3, shown=2)
 
 

@@ -74,7 +74,7 @@ def test_samples_stand_beside_the_radiologists(report):
         and found["network"] == "RevPHiSeg"
     )
     assert found["configuration"]["seed"] == 3 and len(found["losses"]) == 2
-    assert found["ged"]["before training"] > 0 and len(found["ged"]) == 5
+    assert found["ged"]["before training"] > 0 and len(found["ged"]) == 6
     assert (report / "samples.png").read_bytes().startswith(b"\x89PNG")
 
 
