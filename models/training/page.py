@@ -58,6 +58,10 @@ def named(summaries: Summaries) -> dict[str, Any]:
 def _cell(value: Interval | None) -> str:
     if value is None:
         return ""
+    if math.isnan(value.mean):
+        return "undefined"
+    if math.isnan(value.low):
+        return f"{value.mean:.4g}"  # of one patient
     return f"{value.mean:.4g} ({value.low:.4g} to {value.high:.4g})"
 
 
