@@ -40,7 +40,13 @@ def page(
         parts.append(table(("paired difference", ""), rows) + "\n")
     if truth:
         parts.append(truth)
-    return "\n".join([*parts, configuration(settings, machine)])
+    shown = {
+        key: "; ".join(f"{run}: {what}" for run, what in value.items())
+        if isinstance(value, Mapping)
+        else value
+        for key, value in settings.items()
+    }
+    return "\n".join([*parts, configuration(shown, machine)])
 
 
 def write(run: Path, text: str, record: Mapping[str, Any]) -> None:

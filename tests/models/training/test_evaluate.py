@@ -183,10 +183,12 @@ def test_numbers_out_of_range_are_refused(toys, tmp_path, capsys, flag):
     assert "threads must be at least 0" in capsys.readouterr().err
 
 
-def test_what_has_no_interval_or_no_value_is_no_nan_in_the_table():
+def test_the_page_has_neither_nan_nor_dictionaries():
     nan = float("nan")
     found = {"NCC": Interval(nan, nan, nan), "Dice": Interval(0.5, nan, nan)}
-    settings = {"data": "one patient", "cases": 1, "patients": 1}
+    trained = {"run": "4 steps", "other": "5 steps"}
+    settings = {"data": "one patient", "cases": 1, "patients": 1, "trained": trained}
     text = page.page(settings, facts("cpu"), {"run": found}, {}, "")
     table = [[cell.strip() for cell in row.split("|")] for row in text.splitlines()]
     assert ["", "NCC", "undefined", ""] in table and ["", "Dice", "0.5", ""] in table
+    assert ["", "trained", "run: 4 steps; other: 5 steps", ""] in table

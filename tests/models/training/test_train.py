@@ -67,19 +67,25 @@ def test_a_run_stopped_between_checkpoints_ends_in_the_same_bits(toys, tmp_path,
     assert lines[-1]["kl"] and lines[-1]["peak_bytes"] > 0 and "validation_ged" in lines[-1]
 
 
-def test_a_run_that_is_interrupted_says_how_to_go_on(toys, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [(1, "starts anew, for there is no checkpoint yet (validate_every=2)"), (2, "goes on from")],
+)
+def test_a_run_that_is_interrupted_says_how_to_go_on(
+    toys, tmp_path, capsys, monkeypatch, call, words
+):
     validate, calls = Training.validate, []
 
     def interrupted(self):
         calls.append(self.step)
-        if len(calls) == 2:
+        if len(calls) == call:
             raise KeyboardInterrupt
         return validate(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "validate", interrupted)
         assert cli.main(arguments(tmp_path, 6)) == 130
-    assert f"--resume --output {tmp_path}" in capsys.readouterr().err
+    assert f"--resume --output {tmp_path} {words}" in capsys.readouterr().err
     assert cli.main(["train", "--resume", "--output", str(tmp_path)]) == 0
     assert [record["step"] for record in read_log(tmp_path / "log.jsonl")] == list(range(1, 7))
 
