@@ -62,7 +62,7 @@ class Segmenter(nn.Module, ABC):
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims must be 2 or 3, not {spatial_dims}")
+            raise ValueError(f"spatial_dims must be 2 or 3, not {spatial_dims!r}")
         if in_channels < 1 or out_channels < 2:
             raise ValueError(
                 "at least one channel and two classes are needed, not in_channels="

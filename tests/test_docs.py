@@ -67,6 +67,13 @@ def test_links_between_pages_lead_somewhere(page):
         assert (ROOT / page).parent.joinpath(target).exists(), target
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_programs_and_recipes_that_a_page_names_are_there(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name in re.findall(r"examples/[\w/.*-]+\.(?:py|toml)", text):
+        assert list(ROOT.glob(name)), name
+
+
 @pytest.mark.parametrize(
     "module",
     [revgrad, revgrad.nn, revgrad.memory, revgrad.ops, revgrad.models],

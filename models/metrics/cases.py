@@ -81,7 +81,7 @@ def probability_cases(
         if not (bool((case >= 0).all()) and bool(((total - 1).abs() < 0.02).all())):
             raise ValueError(
                 f"{name} must be at least 0 and sum to 1 over the class axis, the axis "
-                f"{classes - case.ndim}; of logits take softmax first"
+                f"{classes - case.ndim} of {tuple(case.shape)}; of logits take softmax first"
             )
     return cases, single
 

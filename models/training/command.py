@@ -12,6 +12,7 @@ import torch
 
 from revgrad.models.data import CaseDataset, CaseFolder, augmentation
 from revgrad.models.training.batches import Augment, seed_noise
+from revgrad.models.training.checkpoint import LATEST
 from revgrad.models.training.config import (
     TrainConfig,
     add_flags,
@@ -56,7 +57,13 @@ def _run(training: Training) -> int:
     try:
         training.run()
     except KeyboardInterrupt:
-        again = f"--resume --output {training.folder} goes on from the last checkpoint"
+        start = (
+            "goes on from the last checkpoint"
+            if (training.folder / LATEST).exists()
+            else "starts anew, for there is no checkpoint yet (validate_every="
+            f"{training.config.validate_every})"
+        )
+        again = f"--resume --output {training.folder} {start}"
         print(f"\nrevgrad train: stopped; {again}", file=sys.stderr)
         return 130  # as a shell says it
     print(f"{training.folder}: trained to step {training.step}, best {json.dumps(training.best)}")

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,11 +121,30 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "--" + entry.name.replace("_", "-"),
             dest=entry.name,
-            type=json.loads if isinstance(value, dict | bool) else type(value),
+            type=_reader(type(value)),
             default=argparse.SUPPRESS,
             metavar=entry.name.upper(),
             help=f"{entry.metadata['help']} ({json.dumps(value)})".replace("%", "%%"),
         )
+
+
+def _reader(kind: type) -> Callable[[str], Any]:
+    """What makes a flag's value of its text."""
+    if kind not in (dict, bool):
+        return kind
+
+    def read(text: str) -> Any:
+        example = 'an object in JSON, such as {"size": 64}' if kind is dict else "true or false"
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = None
+        if type(value) is not kind:
+            # argparse shows the words of this error alone.
+            raise argparse.ArgumentTypeError(f"must be {example}, not {text!r}")
+        return value
+
+    return read
 
 
 def given_flags(args: argparse.Namespace) -> dict[str, Any]:

@@ -11,12 +11,11 @@ def check_device(name: str) -> str:
     Raises:
         ValueError: It is none of cpu, cuda and cuda:N, or is not there.
     """
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"the device must be cpu, cuda or cuda:N, not {name!r}")
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=torch.device(name))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"cannot use the device {name!r}: {reason}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"the device must be cpu, cuda or cuda:N, not {name!r}")
     return name

@@ -40,7 +40,13 @@ def page(
         parts.append(table(("paired difference", ""), rows) + "\n")
     if truth:
         parts.append(truth)
-    return "\n".join([*parts, configuration(settings, machine)])
+    shown = {
+        key: "; ".join(f"{run}: {what}" for run, what in value.items())
+        if isinstance(value, Mapping)
+        else value
+        for key, value in settings.items()
+    }
+    return "\n".join([*parts, configuration(shown, machine)])
 
 
 def write(run: Path, text: str, record: Mapping[str, Any]) -> None:
@@ -58,6 +64,10 @@ def named(summaries: Summaries) -> dict[str, Any]:
 def _cell(value: Interval | None) -> str:
     if value is None:
         return ""
+    if math.isnan(value.mean):
+        return "undefined"
+    if math.isnan(value.low):
+        return f"{value.mean:.4g}"  # of one patient
     return f"{value.mean:.4g} ({value.low:.4g} to {value.high:.4g})"
 
 

@@ -112,4 +112,13 @@ def _call(name: str, made: Callable[..., Any], settings: str, *args: Any, **opti
     try:
         return made(*args, **options)
     except TypeError as error:
-        raise ValueError(f"{settings} do not fit {name}: {error}") from error
+        accepted = _accepted(made, len(args)) if "keyword argument" in str(error) else ""
+        raise ValueError(f"{settings} do not fit {name}: {error}{accepted}") from error
+
+
+def _accepted(made: Callable[..., Any], given: int) -> str:
+    """Which options there are after the arguments that are given anyway, for an error."""
+    parameters = list(inspect.signature(made).parameters.values())[given:]
+    names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "split"]
+    others = ", and the other options of what is named here" if len(names) < len(parameters) else ""
+    return f"; accepted are {', '.join(names)}{others}"

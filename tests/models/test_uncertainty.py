@@ -104,7 +104,7 @@ def test_half_precision_is_computed_in_single():
         ((2, 3, 4), lambda p: p, ValueError, r"\(N, n, C, \*spatial\).*got \(2, 3, 4\)"),
         ((1, 0, 2, 4), lambda p: p, ValueError, "empty"),
         ((1, 2, 1, 4), lambda p: p, ValueError, "two classes are needed"),
-        ((1, 2, 3, 4), lambda p: p.log(), ValueError, "of logits take softmax"),
+        ((1, 2, 3, 4), lambda p: p.log(), ValueError, r"-2 of \(2, 3, 4\); of logits take softmax"),
         ((1, 2, 3, 4), lambda p: p * float("nan"), ValueError, "sum to 1"),
     ],
 )

@@ -320,5 +320,8 @@ def _sizes(size: int | Sequence[int] | None, spatial_dims: int) -> tuple[int, ..
         return None
     sizes = (size,) * spatial_dims if isinstance(size, int) else tuple(size)
     if len(sizes) != spatial_dims or not all(isinstance(n, int) and n > 0 for n in sizes):
-        raise ValueError(f"size must be {spatial_dims} positive integers, or one, not {size!r}")
+        raise ValueError(
+            f"size must be {spatial_dims} positive integers (spatial_dims={spatial_dims}), or one, "
+            f"not {size!r}"
+        )
     return sizes

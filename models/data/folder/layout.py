@@ -78,11 +78,18 @@ def _cases_of_part(
     present = {file for folder in folders for file in _files(folder, ending)}
     problems += [f"{short_name(file)}: no such file" for file in sorted(expected - present)]
     problems += [
-        f"{short_name(file)}: is no channel or annotator's label that dataset.json declares for a "
-        "case with an image"
+        f"{short_name(file)}: {_stranger(file, folders[0], ending)}"
         for file in sorted(present - expected)
     ]
     return declared
+
+
+def _stranger(file: Path, images: Path, ending: str) -> str:
+    """Why a file belongs to no case."""
+    if file.parent == images and not _pattern(ending).fullmatch(file.name):
+        # A case without it is none, so that its labels would be all that is complained about.
+        return f"an image is named CASE_0000{ending}, with the number of its channel at the end"
+    return "is no channel or annotator's label that dataset.json declares for a case with an image"
 
 
 def _files_of(name: str, images: Path, labels: Path, description: DatasetJson) -> CaseFiles:
@@ -100,9 +107,13 @@ def _files_of(name: str, images: Path, labels: Path, description: DatasetJson) -
 
 def _case_names(images: Path, ending: str) -> list[str]:
     """Names of the cases of which at least one channel is there, sorted."""
-    pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(ending)}")
-    matches = (pattern.fullmatch(file.name) for file in _files(images, ending))
+    matches = (_pattern(ending).fullmatch(file.name) for file in _files(images, ending))
     return sorted({match[1] for match in matches if match})
+
+
+def _pattern(ending: str) -> re.Pattern[str]:
+    """What an image is named: its case and the number of its channel."""
+    return re.compile(rf"(.+)_\d{{4}}{re.escape(ending)}")
 
 
 def _files(folder: Path, ending: str) -> list[Path]:

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from revgrad import cli
+from revgrad.machine import facts
 from revgrad.models.data import Case, Scenes
 from revgrad.models.metrics import ged_limits
-from revgrad.models.training import pictures
+from revgrad.models.training import page, pictures
+from revgrad.models.training.intervals import Interval
 from revgrad.models.training.judge import judge
 from revgrad.models.training.references import MAJORITY, RESAMPLED, references
 from revgrad.models.training.scores import predictor
@@ -179,3 +181,14 @@ def test_numbers_out_of_range_are_refused(toys, tmp_path, capsys, flag):
     assert "samples and shown must be at least 1" in capsys.readouterr().err
     assert cli.main(["evaluate", str(tmp_path), "--threads", "-1"]) == 1
     assert "threads must be at least 0" in capsys.readouterr().err
+
+
+def test_the_page_has_neither_nan_nor_dictionaries():
+    nan = float("nan")
+    found = {"NCC": Interval(nan, nan, nan), "Dice": Interval(0.5, nan, nan)}
+    trained = {"run": "4 steps", "other": "5 steps"}
+    settings = {"data": "one patient", "cases": 1, "patients": 1, "trained": trained}
+    text = page.page(settings, facts("cpu"), {"run": found}, {}, "")
+    table = [[cell.strip() for cell in row.split("|")] for row in text.splitlines()]
+    assert ["", "NCC", "undefined", ""] in table and ["", "Dice", "0.5", ""] in table
+    assert ["", "trained", "run: 4 steps; other: 5 steps", ""] in table

@@ -53,6 +53,15 @@ def test_files_come_with_their_path(tmp_path):
         build_dataset(f"cityscapes:{tmp_path}", "val", 0, {})
 
 
+def test_a_wrong_option_says_which_are_accepted():
+    with pytest.raises(ValueError, match="'sizes'; accepted are seed, ratios, slices, size, keep"):
+        build_dataset("lidc", "val", 0, {"sizes": 64})
+    dataset = Scenes("val", size=(32, 32), count=1)
+    others = "recompute_glue, and the other options of what is named here"
+    with pytest.raises(ValueError, match=rf"PHiSeg.*'channel'; accepted are channels,.* {others}"):
+        build_model("revphiseg", dataset, {"channel": [4, 8]})
+
+
 def test_the_seed_of_the_split_can_be_fixed():
     one, other = (build_dataset("lidc", "val", 3, options) for options in ({}, {"seed": 4}))
     assert set(one.patients) != set(other.patients)

@@ -67,19 +67,25 @@ def test_a_run_stopped_between_checkpoints_ends_in_the_same_bits(toys, tmp_path,
     assert lines[-1]["kl"] and lines[-1]["peak_bytes"] > 0 and "validation_ged" in lines[-1]
 
 
-def test_a_run_that_is_interrupted_says_how_to_go_on(toys, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [(1, "starts anew, for there is no checkpoint yet (validate_every=2)"), (2, "goes on from")],
+)
+def test_a_run_that_is_interrupted_says_how_to_go_on(
+    toys, tmp_path, capsys, monkeypatch, call, words
+):
     validate, calls = Training.validate, []
 
     def interrupted(self):
         calls.append(self.step)
-        if len(calls) == 2:
+        if len(calls) == call:
             raise KeyboardInterrupt
         return validate(self)
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "validate", interrupted)
         assert cli.main(arguments(tmp_path, 6)) == 130
-    assert f"--resume --output {tmp_path}" in capsys.readouterr().err
+    assert f"--resume --output {tmp_path} {words}" in capsys.readouterr().err
     assert cli.main(["train", "--resume", "--output", str(tmp_path)]) == 0
     assert [record["step"] for record in read_log(tmp_path / "log.jsonl")] == list(range(1, 7))
 
@@ -227,9 +233,12 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
         ({"data": "nodata"}, "unknown data 'nodata'; accepted are lidc"),
         ({"scheduler": "never"}, "scheduler must be one of constant"),
         ({"model_options": {"breadth": 1}}, "model_options do not fit disc-net"),
+        ({"model_options": {"breadth": 1}}, "argument 'breadth'; accepted are width"),
+        ({"data_options": {"widths": 1}}, "argument 'widths'; accepted are "),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"data_options": {"split": "test"}}, "data_options must not have a split"),
-        ({"device": "gpu"}, "cannot use the device 'gpu'"),
+        ({"device": "gpu"}, "the device must be cpu, cuda or cuda:N, not 'gpu'"),
+        ({"device": "cuda:one"}, "cannot use the device 'cuda:one'"),
         ({"device": "cuda:99"}, "cannot use the device 'cuda:99'"),
         ({"device": "meta"}, "the device must be cpu, cuda or cuda:N, not 'meta'"),
     ],
@@ -238,6 +247,20 @@ def test_wrong_settings_are_named(toys, tmp_path, capsys, options, words):
     assert cli.main(arguments(tmp_path / "run", **options)) == 1
     assert words in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--data-options", "{size: 64}", 'must be an object in JSON, such as {"size": 64}, not'),
+        ("--model-options", "[4, 8]", "must be an object in JSON"),
+        ("--channels-last", "yes", "must be true or false, not 'yes'"),
+    ],
+)
+def test_a_flag_that_is_no_json_says_what_it_takes(capsys, flag, value, words):
+    with pytest.raises(SystemExit):
+        cli.main(["train", flag, value])
+    assert f"argument {flag}: {words}" in capsys.readouterr().err
 
 
 def test_flags_win_over_the_file_and_unknown_keys_are_errors(toys, tmp_path, capsys):

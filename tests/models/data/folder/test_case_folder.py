@@ -201,7 +201,7 @@ def test_the_cache_holds_as_many_volumes_as_it_should(folder, monkeypatch):
         ({"split": "train"}, "2 patients are too few"),
         ({"spatial_dims": 1}, "spatial_dims must be 2 or 3"),
         ({"axis": 3}, "axis 0, 1 or 2"),
-        ({"size": (4, 4)}, "3 positive integers"),
+        ({"size": (4, 4)}, r"3 positive integers \(spatial_dims=3\), or one, not \(4, 4\)"),
         ({"normalisation": "ct"}, "'nnunet', 'zscore' or 'none', not 'ct'"),
         ({"fingerprint": ()}, "must have 1 channels"),
         ({"fingerprint": [[1, 2, 3]]}, "low, high, mean and std, four numbers"),

@@ -153,6 +153,17 @@ def test_another_file_ending_is_explained(folder):
     ]
 
 
+def test_an_image_without_the_number_of_its_channel_is_explained(folder):
+    file = folder.root / "imagesTr/Tr0_0000.nii.gz"
+    file.rename(file.with_name("Tr0.nii.gz"))
+    problem, *labels = check_folder(folder.root)
+    assert problem == (
+        "imagesTr/Tr0.nii.gz: an image is named CASE_0000.nii.gz, with the number of its channel "
+        "at the end"
+    )
+    assert labels and all("is no channel or annotator's label" in label for label in labels)
+
+
 def test_a_missing_channel_is_named(folder):
     folder.description(channel_names={"0": "T1", "1": "T2"})
     problems = check_folder(folder.root)
