@@ -1,5 +1,7 @@
 """Reversible networks for PyTorch: activations are computed back instead of stored."""
 
+from typing import Any
+
 from revgrad import memory as memory
 from revgrad import nn as nn
 from revgrad import optim as optim
@@ -54,3 +56,12 @@ __all__ = [
     "is_recomputing",
     "suggest_fraction_bits",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when it is first used: who only wraps a network need not wait for it.
+    if name == "models":
+        from importlib import import_module
+
+        return import_module("revgrad.models")
+    raise AttributeError(f"module 'revgrad' has no attribute {name!r}")

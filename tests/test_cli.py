@@ -40,6 +40,14 @@ def test_the_compiler_is_not_imported_before_it_is_needed():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_models_are_imported_when_they_are_used():
+    code = (
+        "import sys, revgrad; assert 'revgrad.models' not in sys.modules; revgrad.models.iUNet; "
+        "sys.exit(hasattr(revgrad, 'model'))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_python_dash_m_runs_the_command_line():
     result = run("--version")
     assert (result.returncode, result.stdout) == (0, f"revgrad {__version__}\n")

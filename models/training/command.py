@@ -54,8 +54,11 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _run(training: Training) -> int:
+    again = f"revgrad train: stopped; --resume --output {training.folder}"
     try:
-        training.run()
+        if not training.run():
+            print(f"{again} goes on from step {training.step}", file=sys.stderr)
+            return 130  # as a shell says it
     except KeyboardInterrupt:
         start = (
             "goes on from the last checkpoint"
@@ -63,9 +66,8 @@ def _run(training: Training) -> int:
             else "starts anew, for there is no checkpoint yet (validate_every="
             f"{training.config.validate_every})"
         )
-        again = f"--resume --output {training.folder} {start}"
-        print(f"\nrevgrad train: stopped; {again}", file=sys.stderr)
-        return 130  # as a shell says it
+        print(f"\n{again} {start}", file=sys.stderr)
+        return 130
     print(f"{training.folder}: trained to step {training.step}, best {json.dumps(training.best)}")
     return 0
 

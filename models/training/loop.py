@@ -30,6 +30,7 @@ from revgrad.models.training.checkpoint import (
 from revgrad.models.training.config import TrainConfig, as_dict
 from revgrad.models.training.peak import peak_bytes
 from revgrad.models.training.seeding import Purpose
+from revgrad.models.training.stopping import stop_requests
 
 LOG = "log.jsonl"
 CONFIG = "config.json"
@@ -125,25 +126,40 @@ class Training:
         for unfinished in self.folder.glob(".*.tmp"):  # of a run that was killed in writing
             unfinished.unlink()
 
-    def run(self) -> None:
+    def run(self) -> bool:
         """Take the steps that are left.
+
+        Returns:
+            Whether they were taken. False: a signal asked to stop (Ctrl-C, SIGTERM); the step under
+            way was finished, and the latest checkpoint is of it.
 
         Raises:
             TrainingError: The loss is not finite. The latest checkpoint stays.
         """
         progress = Progress(self.config.steps, done=self.step)
-        while self.step < self.config.steps:
-            begun = time.monotonic()
-            terms = self.take_step()
-            line = self._line(terms, time.monotonic() - begun)
-            due = self.step % self.config.validate_every == 0 or self.step == self.config.steps
-            if due:
-                line["validation_ged"] = self.validate()
-            # Before the checkpoint: a line too many is dropped by resume, one too few is lost.
-            self._write(line)
-            if due:
-                self._keep(line["validation_ged"])
-            progress(self.step, self._text(line))
+        with stop_requests() as asked:
+            while self.step < self.config.steps:
+                due = self._advance(progress)
+                if asked() and self.step < self.config.steps:
+                    if not due:
+                        self._save(LATEST, self._facts(), self.optimizer)
+                    return False
+        return True
+
+    def _advance(self, progress: Progress) -> bool:
+        """Take a step, log it, and validate where that is due; say whether it was."""
+        begun = time.monotonic()
+        terms = self.take_step()
+        line = self._line(terms, time.monotonic() - begun)
+        due = self.step % self.config.validate_every == 0 or self.step == self.config.steps
+        if due:
+            line["validation_ged"] = self.validate()
+        # Before the checkpoint: a line too many is dropped by resume, one too few is lost.
+        self._write(line)
+        if due:
+            self._keep(line["validation_ged"])
+        progress(self.step, self._text(line))
+        return due
 
     def take_step(self) -> LossTerms:
         """Take one step of the optimizer and count it."""

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import astuple
 from pathlib import Path
@@ -22,6 +23,7 @@ from revgrad.models.training import CheckpointError, TrainConfig, checkpoint, lo
 from revgrad.models.training.batches import Batches
 from revgrad.models.training.loop import Training, kl_factor
 from revgrad.models.training.references import MAJORITY
+from revgrad.models.training.stopping import stop_requests
 
 TOYS = Path(__file__).with_name("toys.py")
 
@@ -65,6 +67,44 @@ def test_a_run_stopped_between_checkpoints_ends_in_the_same_bits(toys, tmp_path,
     lines = [json.loads(line) for line in (parts / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 8))
     assert lines[-1]["kl"] and lines[-1]["peak_bytes"] > 0 and "validation_ged" in lines[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_the_step_and_keeps_it(toys, tmp_path, capsys, monkeypatch, number):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert cli.main(arguments(whole, 6)) == 0
+    take_step = Training.take_step
+
+    def signalled(self):
+        if self.step == 2:  # the third step, which is not validated after
+            os.kill(os.getpid(), number)
+        return take_step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "take_step", signalled)
+        before = signal.getsignal(number)
+        assert cli.main(arguments(parts, 6)) == 130
+        assert signal.getsignal(number) is before
+    assert f"--resume --output {parts} goes on from step 3" in capsys.readouterr().err
+    assert checkpoint.load(parts / "latest.safetensors").facts["step"] == 3
+    assert cli.main(["train", "--resume", "--output", str(parts)]) == 0
+    assert same(whole / "latest.safetensors", parts / "latest.safetensors")
+    assert same(whole / "best.safetensors", parts / "best.safetensors")
+    assert [record["step"] for record in read_log(parts / "log.jsonl")] == list(range(1, 7))
+
+
+def test_the_second_ctrl_c_stops_at_once(capsys):
+    with pytest.raises(KeyboardInterrupt), stop_requests() as asked:
+        assert not asked()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked() and "once more" in capsys.readouterr().err
+        os.kill(os.getpid(), signal.SIGINT)
+    thread = threading.Thread(
+        target=lambda: stop_requests().__enter__()
+    )  # signals stay as they are
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize(
