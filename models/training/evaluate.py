@@ -19,13 +19,20 @@ from revgrad.models.figures import read_log
 from revgrad.models.progress import Progress
 from revgrad.models.training import page, pictures
 from revgrad.models.training.batches import spread
-from revgrad.models.training.checkpoint import BEST, LATEST, load, load_dataset, load_segmenter
+from revgrad.models.training.checkpoint import (
+    BEST,
+    LATEST,
+    data_options,
+    load,
+    load_dataset,
+    load_segmenter,
+)
 from revgrad.models.training.device import check_device
 from revgrad.models.training.intervals import Interval, Resampling
 from revgrad.models.training.judge import Judged, judge
 from revgrad.models.training.loop import LOG
 from revgrad.models.training.references import MAJORITY, references
-from revgrad.models.training.registry import DETERMINISTIC, seeded
+from revgrad.models.training.registry import DETERMINISTIC
 from revgrad.models.training.scores import (
     CaseScores,
     Predict,
@@ -167,9 +174,8 @@ def _common_dataset(runs: Sequence[Path], split: str) -> CaseDataset:
         raise ValueError("a run is named twice")
     asked = []
     for run in runs:
-        config = load(run / LATEST).facts["config"]
-        options = seeded(config["data"], config["seed"], config["data_options"])
-        asked.append({"data": config["data"], "data_options": options})
+        facts = load(run / LATEST).facts
+        asked.append({"data": facts["config"]["data"], "data_options": data_options(facts)})
     for run, other in zip(runs, asked, strict=True):
         if other != asked[0]:
             raise ValueError(f"{run} has other data than {runs[0]}: {other} and {asked[0]}")

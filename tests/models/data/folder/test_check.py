@@ -18,7 +18,24 @@ def test_a_good_folder_has_no_problems(folder, capsys):
     assert cli.main(["data", "check", str(folder.root)]) == 0
     shown = capsys.readouterr().out
     assert "2 cases in imagesTr, 0 labelled in imagesTs, of 2 patients" in shown
-    assert "annotators a case: 2\nno problems" in shown
+    assert "annotators a case: 2\nspatial_dims: 3, as not all images have a single slice\n" in shown
+    size = (
+        "size (slices, rows, columns), each axis by itself: smallest 5 x 7 x 8, largest 5 x 7 x 8"
+    )
+    assert shown.endswith(f"{size}\nno problems\n")
+
+
+def test_sizes_and_axes_are_shown(tmp_path, folder, capsys):
+    folder.description(annotators=None)
+    for file in [*folder.root.glob("*/*.nii.gz")]:
+        file.unlink()
+    for name, shape in (("wide", (12, 7)), ("high", (8, 9, 1))):
+        folder.nifti(f"imagesTr/{name}_0000.nii.gz", np.zeros(shape, np.int16))
+        folder.nifti(f"labelsTr/{name}.nii.gz", np.zeros(shape, np.uint8))
+    assert cli.main(["data", "check", str(folder.root)]) == 0
+    shown = capsys.readouterr().out
+    assert "spatial_dims: 2, as all images have a single slice" in shown
+    assert "size (rows, columns), each axis by itself: smallest 7 x 8, largest 9 x 12\n" in shown
 
 
 def test_all_problems_come_at_once(folder, capsys):
