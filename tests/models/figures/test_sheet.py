@@ -173,9 +173,3 @@ def test_says_what_is_wrong(case, drawn, change, message):
     options = {"cases": [case], "probabilities": [drawn], "classes": TWO, "caption": "", **change}
     with pytest.raises(ValueError, match=message):
         sheet(options.pop("cases"), options.pop("probabilities"), **options)
-
-
-def test_refuses_masks_of_another_image(case, drawn):
-    other = replace(case, annotators=case.annotators[..., :16])
-    with pytest.raises(ValueError, match=r"scan 7: image and annotators must be .*\(3, 32, 16\)"):
-        draw(other, drawn)
