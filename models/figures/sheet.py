@@ -123,10 +123,10 @@ def _check(
     if not set(maps) <= set(MAP_TITLES):
         raise ValueError(f"maps must be among {list(MAP_TITLES)}, not {list(maps)}")
     for case, drawn in zip(cases, probabilities, strict=True):
-        space = tuple(case.image.shape[1:])
-        if drawn.ndim < 3 or drawn.shape[1:] != (len(classes), *space):
+        expected = (len(classes), *case.image.shape[1:])
+        if drawn.ndim < 3 or drawn.shape[1:] != expected:
             raise ValueError(
-                f"{case.name}: probabilities must be (n, {len(classes)}, *{space}), for "
+                f"{case.name}: probabilities must be (n, {', '.join(map(str, expected))}), for "
                 f"{list(classes)}; got {tuple(drawn.shape)}"
             )
 

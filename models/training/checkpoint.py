@@ -158,9 +158,9 @@ def load_segmenter(run: str | Path, which: str = "best") -> Segmenter:
     return network.eval()
 
 
-def load_dataset(run: str | Path, split: str) -> Any:
-    """The part of the data that a run was configured with."""
-    facts = load(Path(run) / LATEST).facts
+def load_dataset(run: str | Path, split: str, which: str = "best") -> Any:
+    """The part of the data that a run was configured with, by its best or latest checkpoint."""
+    facts = load(Path(run) / f"{which}.safetensors").facts
     config = TrainConfig.from_mapping(facts["config"], str(run))
     return build_dataset(config.data, split, config.seed, data_options(facts))
 

@@ -25,6 +25,7 @@ from revgrad.models.training.loop import CONFIG, Training, TrainingError
 from revgrad.models.training.registry import build_dataset, build_model
 from revgrad.models.training.seeding import Purpose
 from revgrad.optional import optional_import
+from revgrad.words import counted
 
 # What may differ when a run goes on; everything else would make it another run.
 CHANGEABLE = ("steps", "threads", "device", "output")
@@ -114,7 +115,7 @@ def prepare(config: TrainConfig) -> Training:
     val = build_dataset(config.data, "val", config.seed, config.data_options)
     seed_noise(config.seed, Purpose.WEIGHTS)
     network = build_model(config.model, train, config.model_options)
-    print(f"{train.title}\n{len(train)} cases to train on, {len(val)} to validate on")
+    print(f"{train.title}\n{counted(len(train), 'case')} to train on, {len(val)} to validate on")
     if (most := network.most_samples) is not None and most < config.validation_samples:
         print(f"{config.model} gives {most} samples: validated by {most}")
     return Training(config, network, train, val, _augmentation(config.augmentation))

@@ -116,7 +116,7 @@ def evaluate(runs: Sequence[Path], settings: Settings) -> str:
     check_device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    dataset = _common_dataset(runs, settings.split)
+    dataset = _common_dataset(runs, settings)
     indices = spread(len(dataset), settings.cases)
     shown = [indices[place] for place in spread(len(indices), settings.shown)]
     judged = {run: _judge_run(run, dataset, indices, shown, settings) for run in runs}
@@ -168,18 +168,18 @@ def _told(predict: Predict, name: str, total: int) -> Predict:
     return told
 
 
-def _common_dataset(runs: Sequence[Path], split: str) -> CaseDataset:
+def _common_dataset(runs: Sequence[Path], settings: Settings) -> CaseDataset:
     """The data that all runs were configured with."""
     if len(set(runs)) < len(runs):
         raise ValueError("a run is named twice")
     asked = []
     for run in runs:
-        facts = load(run / LATEST).facts
+        facts = _facts(run, settings.checkpoint)
         asked.append({"data": facts["config"]["data"], "data_options": data_options(facts)})
     for run, other in zip(runs, asked, strict=True):
         if other != asked[0]:
             raise ValueError(f"{run} has other data than {runs[0]}: {other} and {asked[0]}")
-    dataset: CaseDataset = load_dataset(runs[0], split)
+    dataset: CaseDataset = load_dataset(runs[0], settings.split, settings.checkpoint)
     return dataset
 
 

@@ -31,6 +31,7 @@ from revgrad.models.data.folder.nifti import (
     short_name,
 )
 from revgrad.models.data.splits import PARTS, RATIOS, split_by_patient
+from revgrad.words import counted
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,8 @@ class CaseFolder:
         self._items = self._list_items(min_foreground)
         self.patients = tuple(self._cases[item.case].patient for item in self._items)
         self.title = (
-            f"{self.root.resolve().name}, {split or 'all'}: {len(self._cases)} cases of "
-            f"{len(set(self.patients))} patients, the user's own files"
+            f"{self.root.resolve().name}, {split or 'all'}: {counted(len(self._cases), 'case')} of "
+            f"{counted(len(set(self.patients)), 'patient')}, the user's own files"
         )
 
     def __len__(self) -> int:

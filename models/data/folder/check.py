@@ -11,6 +11,7 @@ from revgrad.models.data.folder.case_folder import find_spatial_dims, read_case
 from revgrad.models.data.folder.dataset_json import FolderError, read_dataset_json
 from revgrad.models.data.folder.layout import find_cases
 from revgrad.models.data.folder.nifti import read_shape
+from revgrad.words import counted
 
 
 def check_folder(root: str | os.PathLike[str]) -> list[str]:
@@ -50,16 +51,17 @@ def main(args: argparse.Namespace) -> int:
     problems = check_folder(args.folder)
     if problems:
         print("\n".join(problems))
-        print(f"{len(problems)} problem{'s' * (len(problems) > 1)}")
+        print(counted(len(problems), "problem"))
         return 1
     description = read_dataset_json(Path(args.folder))
     parts, _ = find_cases(Path(args.folder), description)
     cases = [*parts["Tr"], *parts["Ts"]]
     shapes = [read_shape(case.images[0]) for case in cases]
     counts = sorted({len(case.labels) for case in cases})
+    patients = len({case.patient for case in cases})
     print(
-        f"{len(parts['Tr'])} cases in imagesTr, {len(parts['Ts'])} labelled in imagesTs, of "
-        f"{len({case.patient for case in cases})} patients\n"
+        f"{counted(len(parts['Tr']), 'case')} in imagesTr, {len(parts['Ts'])} labelled in "
+        f"imagesTs, of {counted(patients, 'patient')}\n"
         f"channels: {', '.join(description.channel_names)}; classes: "
         f"{', '.join(description.classes)}\n"
         f"annotators a case: {' or '.join(map(str, counts))}\n{_sizes(shapes)}\nno problems"

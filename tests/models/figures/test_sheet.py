@@ -166,7 +166,10 @@ def test_classes_have_colours_and_probable_annotators_come_first(case):
         ({"probabilities": []}, "1 cases and probabilities of 0"),
         ({"shown": 0}, "shown must be at least 1"),
         ({"maps": ("mean",)}, r"maps must be among \['predictive_entropy'"),
-        ({"classes": ("a", "b", "c")}, r"scan 7: probabilities must be \(n, 3, .*got \(5, 2, 32"),
+        (
+            {"classes": ("a", "b", "c")},
+            r"scan 7: probabilities must be \(n, 3, 32, 32\), .*got \(5, 2, 32",
+        ),
     ],
 )
 def test_says_what_is_wrong(case, drawn, change, message):

@@ -27,6 +27,14 @@ def test_a_good_folder_has_no_problems(folder, capsys):
     assert shown.endswith(f"{size}\nno problems\n")
 
 
+def test_one_is_counted_as_one(tmp_path, folder, capsys):
+    for name in ("imagesTr/Tr1_0000", "labelsTr/Tr1_r1", "labelsTr/Tr1_r2"):
+        (folder.root / f"{name}.nii.gz").unlink()
+    assert "all: 1 case of 1 patient, the user's own files" in CaseFolder(folder.root).title
+    assert cli.main(["data", "check", str(folder.root)]) == 0
+    assert "1 case in imagesTr, 0 labelled in imagesTs, of 1 patient\n" in capsys.readouterr().out
+
+
 def test_sizes_and_axes_are_shown(tmp_path, folder, capsys):
     folder.description(annotators=None)
     for file in [*folder.root.glob("*/*.nii.gz")]:
