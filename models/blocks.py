@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -91,9 +92,25 @@ class ConvStyle:
         return nn.Sequential(*parts, ReversibleSequence(layers, arithmetic=self.arithmetic))
 
 
+def are_positive(numbers: object) -> bool:
+    """Whether it is a list or tuple of positive integers, at least one."""
+    if not isinstance(numbers, Sequence) or not numbers:
+        return False
+    return all(isinstance(number, Integral) and int(number) >= 1 for number in numbers)
+
+
+def refuse_wrong_channels(channels: object) -> None:
+    """Raise a ValueError unless there is a level, and each has channels."""
+    if not are_positive(channels):
+        raise ValueError(
+            "channels must be one positive number for each level, such as [16, 32, 64], not "
+            f"{channels!r}"
+        )
+
+
 def make_norm(named: Named, spatial_dims: int, channels: int) -> nn.Module:
     """The norm of that name for so many channels."""
-    name, options = _split(named)
+    name, options = split_name(named)
     if name == "batch":
         return _BATCH[spatial_dims](channels, **options)
     if name == "instance":
@@ -105,13 +122,13 @@ def make_norm(named: Named, spatial_dims: int, channels: int) -> nn.Module:
 
 def make_act(named: Named) -> nn.Module:
     """The activation of that name."""
-    name, options = _split(named)
+    name, options = split_name(named)
     if name not in _ACTIVATIONS:
         raise ValueError(f"act must be one of {', '.join(_ACTIVATIONS)}, not {name!r}")
     return _ACTIVATIONS[name](**options)
 
 
-def _split(named: Named) -> tuple[str, dict[str, Any]]:
+def split_name(named: Named) -> tuple[str, dict[str, Any]]:
     """The name in lower case, and the keyword arguments."""
     name, options = (named, {}) if isinstance(named, str) else named
     return name.lower(), dict(options)

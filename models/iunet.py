@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from revgrad.models.blocks import are_positive, refuse_wrong_channels
 from revgrad.nn import (
     AdditiveCoupling,
     ChannelMixing,
@@ -367,12 +368,10 @@ def _refuse_unknown(
 
 
 def _refuse_wrong_levels(channels: Sequence[int], depths: Sequence[int]) -> None:
-    if not channels or channels[0] < 2 or min(channels) < 1:
-        raise ValueError(
-            "channels must be one positive number for each level, the first at least 2, not "
-            f"{channels!r}"
-        )
-    if len(depths) != len(channels) or min(depths) < 1:
+    refuse_wrong_channels(channels)
+    if channels[0] < 2:
+        raise ValueError(f"of the channels the first must be at least 2, not {channels!r}")
+    if not are_positive(depths) or len(depths) != len(channels):
         raise ValueError(
             f"depths must be {len(channels)} positive numbers, one for each of channels, not "
             f"{depths!r}"

@@ -18,7 +18,7 @@ from revgrad.models.hierarchy import Encoder, Likelihood, Plan
 from revgrad.models.losses import checked_class_weights
 from revgrad.models.mixture import Distribution
 from revgrad.models.segmenter import LossTerms, Segmenter
-from revgrad.models.unet import CHANNELS
+from revgrad.models.unet import CHANNELS, divisor_of
 from revgrad.nn import Recompute, ReversibleSequence, fuse
 
 BATCH_NORM = ("batch", {"eps": 1e-3, "momentum": 0.01})
@@ -102,8 +102,8 @@ class PHiSeg(Segmenter):
         save_memory: bool = True,
         arithmetic: str = "float",
     ) -> None:
-        divisor = 2 ** max(0, len(channels) - 1)
-        super().__init__(spatial_dims, in_channels, out_channels, divisor=divisor)
+        divisor = divisor_of(channels)
+        super().__init__(spatial_dims, in_channels, out_channels, divisor=divisor, norm=norm)
         _refuse_wrong_levels(channels, latent_levels, latent_channels)
         for name, value in (("depth", depth), ("latent_depth", latent_depth)):
             _refuse_below_one(name, value)
@@ -295,8 +295,6 @@ def _weights(
 
 
 def _refuse_wrong_levels(channels: Sequence[int], latent_levels: int, latent_channels: int) -> None:
-    if not channels or min(channels) < 1:
-        raise ValueError(f"channels must be positive, one number a resolution, not {channels!r}")
     if not 1 <= latent_levels <= len(channels):
         raise ValueError(
             f"latent_levels must be 1 to {len(channels)}, for channels={tuple(channels)} has so "

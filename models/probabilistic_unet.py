@@ -89,7 +89,8 @@ class ProbabilisticUNet(Segmenter):
         couplings_per_unit: int = 1,
         arithmetic: str = "float",
     ) -> None:
-        super().__init__(spatial_dims, in_channels, out_channels, divisor=divisor_of(channels))
+        divisor = divisor_of(channels)
+        super().__init__(spatial_dims, in_channels, out_channels, divisor=divisor, norm=norm)
         if not 0 <= beta < math.inf:
             raise ValueError(f"beta must be finite and not negative, it is {beta!r}")
         self.beta = beta

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from revgrad.dataless import has_data
+from revgrad.models.blocks import Named, split_name
 from revgrad.models.gaussian import DiagonalGaussian
 from revgrad.models.mixture import Distribution
-from revgrad.nn import ReversibleSequence
+from revgrad.nn import NormAct, ReversibleSequence
 
 
 class LossTerms(NamedTuple):
@@ -48,6 +51,8 @@ class Segmenter(nn.Module, ABC):
         in_channels: channels of the image.
         out_channels: number of classes.
         divisor: what each spatial axis of an image must be a multiple of.
+        norm: of the units on the deepest level, where an image has its size over the divisor; None
+            if there is none, or nobody knows.
 
     Attributes:
         most_samples: how many samples can be drawn at most, None for any number.
@@ -56,9 +61,16 @@ class Segmenter(nn.Module, ABC):
     """
 
     most_samples: int | None = None
+    deepest_norm: Named | None = None
 
     def __init__(
-        self, spatial_dims: int, in_channels: int, out_channels: int, *, divisor: int = 1
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        divisor: int = 1,
+        norm: Named | None = None,
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
@@ -72,6 +84,7 @@ class Segmenter(nn.Module, ABC):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.divisor = divisor
+        self.deepest_norm = norm
         self.kl_factor = 1.0
 
     @property
@@ -130,9 +143,11 @@ class Segmenter(nn.Module, ABC):
         """Refuse an image that does not fit.
 
         Raises:
+            TypeError: The image is no tensor, or of a type that the weights are not of.
             ValueError: The shape is not ``(N, in_channels, *spatial)``, or an axis is no multiple
                 of the divisor.
         """
+        _refuse_other_than_tensors("an image", image)
         if image.dim() != self.spatial_dims + 2 or image.shape[1] != self.in_channels:
             raise ValueError(
                 f"expected an image (N, {self.in_channels}, *spatial) with {self.spatial_dims} "
@@ -142,6 +157,21 @@ class Segmenter(nn.Module, ABC):
             raise ValueError(
                 f"each spatial axis must be a multiple of {self.divisor}, the image's are "
                 f"{tuple(image.shape[2:])}: pad or crop it, or take fewer levels"
+            )
+        self._check_dtype(image)
+
+    def _check_dtype(self, image: Tensor) -> None:
+        """Refuse integers and doubles, as arrays become tensors, where the weights are others.
+
+        Narrower floats pass: autocast and FSDP bring them and the weights together.
+        """
+        if image.is_floating_point() and image.dtype != torch.float64:
+            return
+        weight = next(self.parameters(), None)
+        if weight is not None and all(p.dtype != image.dtype for p in self.parameters()):
+            raise TypeError(
+                f"the image is {image.dtype} and the network's weights are {weight.dtype}: take "
+                f"image.to({weight.dtype})"
             )
 
     def check_count(self, n: int) -> None:
@@ -159,10 +189,13 @@ class Segmenter(nn.Module, ABC):
         Labels out of range are not looked for on an accelerator, which would have to be waited for.
 
         Raises:
-            TypeError: The masks are no integers.
-            ValueError: Shapes do not fit, or a label is not below `out_channels`.
+            TypeError: The image is refused by `check_image`, or the masks are no integers.
+            ValueError: Shapes do not fit, a label is not below `out_channels`, or in training a
+                norm would see one number a channel.
         """
         self.check_image(image)
+        self._check_variance(image)
+        _refuse_other_than_tensors("masks", masks)
         if masks.is_floating_point() or masks.is_complex() or masks.dtype == torch.bool:
             raise TypeError(f"masks must be integer labels, not {masks.dtype}")
         expected = (image.shape[0], *image.shape[2:])
@@ -178,3 +211,31 @@ class Segmenter(nn.Module, ABC):
                     f"labels must be 0 to {self.out_channels - 1} (out_channels="
                     f"{self.out_channels}), the masks have {int(low)} to {int(high)}"
                 )
+
+    # Not in `check_image`: a network in training may be shown one image to see whether it fits.
+    def _check_variance(self, image: Tensor) -> None:
+        """Refuse images so small that in training a norm would see one number a channel."""
+        norm = None if self.deepest_norm is None else split_name(self.deepest_norm)[0]
+        if not self.training or norm not in ("batch", "instance"):
+            return
+        pixels = math.prod([size // self.divisor for size in image.shape[2:]])
+        if pixels * (len(image) if norm == "batch" else 1) == 1 and self._has_norm_of_its_own():
+            batch = " or more than one in a batch," if norm == "batch" else ""
+            raise ValueError(
+                f"an image of {tuple(image.shape[2:])} has one pixel on the deepest level, over "
+                f"which {norm} norm has no variance: take larger images,{batch} fewer levels or "
+                "another norm"
+            )
+
+    def _has_norm_of_its_own(self) -> bool:
+        """Whether some norm is neither frozen nor taken over the images of other processes too."""
+        norms = (m for m in self.modules() if isinstance(m, NormAct | _NormBase) and m.training)
+        return any(not isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+
+
+def _refuse_other_than_tensors(expected: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"expected {expected} as a torch.Tensor, not {type(value).__name__}; torch.from_numpy "
+            "makes one of an array"
+        )

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revgrad.models.blocks import ConvStyle, Named
+from revgrad.models.blocks import ConvStyle, Named, refuse_wrong_channels
 from revgrad.models.deterministic import OneAnswer
 from revgrad.nn import ReversibleSequence
 
@@ -48,7 +48,9 @@ class Encoder(nn.Module):
         dropout_levels: int = 0,
     ) -> None:
         super().__init__()
-        refuse_wrong_levels(channels, depth)
+        refuse_wrong_channels(channels)
+        if depth < 1:
+            raise ValueError(f"depth, the units of each level, must be at least 1, not {depth!r}")
         if dropout_levels < 0:
             raise ValueError(f"dropout_levels must not be negative, it is {dropout_levels!r}")
         self._pool = _POOL[style.spatial_dims]
@@ -202,7 +204,8 @@ class UNet(OneAnswer):
         couplings_per_unit: int = 1,
         arithmetic: str = "float",
     ) -> None:
-        super().__init__(spatial_dims, in_channels, out_channels, divisor=divisor_of(channels))
+        divisor = divisor_of(channels)
+        super().__init__(spatial_dims, in_channels, out_channels, divisor=divisor, norm=norm)
         if dropout_levels is None:
             dropout_levels = len(channels)
         style = ConvStyle(spatial_dims, norm, act, bias, reversible, couplings_per_unit, arithmetic)
@@ -231,16 +234,13 @@ class UNet(OneAnswer):
 
 
 def divisor_of(channels: Sequence[int]) -> int:
-    """What an image's axes must be multiples of, with a level for each number of channels."""
-    return int(2 ** (max(len(channels), 1) - 1))
+    """What an image's axes must be multiples of, with a level for each number of channels.
 
-
-def refuse_wrong_levels(channels: Sequence[int], depth: int) -> None:
-    """Raise a ValueError unless there is a level, and each has channels and units."""
-    if not channels or min(channels) < 1:
-        raise ValueError(f"channels must be one positive number for each level, not {channels!r}")
-    if depth < 1:
-        raise ValueError(f"depth, the units of each level, must be at least 1, not {depth!r}")
+    Raises:
+        ValueError: The channels are not one positive number for each level.
+    """
+    refuse_wrong_channels(channels)
+    return int(2 ** (len(channels) - 1))
 
 
 def he_normal_(module: nn.Module, norm: Named | None) -> None:

@@ -16,6 +16,17 @@ def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
 
 
 def configuration(settings: Mapping[str, object], facts: Facts) -> str:
-    """Everything that a run's figures depend on, as the end of its page."""
-    rows = table(("", ""), [*settings.items(), *facts.items()])
-    return f"Configuration and machine:\n\n{rows}\n"
+    """Everything that a run's figures depend on, as the end of its page.
+
+    What has nothing in it, such as the versions of libraries of which none is installed, is left
+    out.
+    """
+    values = [*settings.items(), *facts.items()]
+    rows = [(key, _shown(value)) for key, value in values if value not in ({}, [], ())]
+    return f"Configuration and machine:\n\n{table(('', ''), rows)}\n"
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {item}" for key, item in value.items())
+    return value

@@ -42,7 +42,9 @@ class MHeads(Segmenter):
             raise ValueError(f"epsilon must be at least 0 and below 1, not {epsilon!r}")
         # One convolution to all heads' classes is M convolutions side by side.
         net = UNet(spatial_dims, in_channels, heads * out_channels, **unet)
-        super().__init__(spatial_dims, in_channels, out_channels, divisor=net.divisor)
+        super().__init__(
+            spatial_dims, in_channels, out_channels, divisor=net.divisor, norm=net.deepest_norm
+        )
         self.heads = self.most_samples = heads
         self.epsilon = epsilon
         self.net = net

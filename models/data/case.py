@@ -22,6 +22,11 @@ class Case:
         weights: ``(annotators,)`` if the annotators are the whole of a known distribution and these
             are its probabilities; None if they are draws.
         facts: what else is known of the case, such as ``spacing`` in millimetres.
+
+    Raises:
+        TypeError: Image, annotators or weights are no tensors, the image not of floating point, or
+            the annotators no integers.
+        ValueError: Their shapes do not fit together.
     """
 
     image: Tensor
@@ -30,6 +35,46 @@ class Case:
     patient: str
     weights: Tensor | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+
+    # Here, as every case passes, those of a user's own dataset too, before any training. Values are
+    # not looked at: that would cost a pass over the arrays each time.
+    def __post_init__(self) -> None:
+        self._check_types()
+        image, annotators = tuple(self.image.shape), tuple(self.annotators.shape)
+        if len(image) not in (3, 4) or not annotators or annotators[1:] != image[1:]:
+            raise ValueError(
+                f"case {self.name!r}: image and annotators must be (channels, *spatial) and "
+                f"(annotators, *spatial) in 2D or 3D, not {image} and {annotators}"
+            )
+        if annotators[0] < 1:
+            raise ValueError(f"case {self.name!r}: has no annotator")
+        if self.weights is not None and tuple(self.weights.shape) != annotators[:1]:
+            raise ValueError(
+                f"case {self.name!r}: weights must be {annotators[:1]}, one for each annotator, "
+                f"not {tuple(self.weights.shape)}"
+            )
+
+    def _check_types(self) -> None:
+        parts = {"image": self.image, "annotators": self.annotators}
+        if self.weights is not None:
+            parts["weights"] = self.weights
+        for part, value in parts.items():
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"case {self.name!r}: {part} must be a torch.Tensor, not "
+                    f"{type(value).__name__}; torch.from_numpy makes one of an array"
+                )
+        if not self.image.is_floating_point():
+            raise TypeError(
+                f"case {self.name!r}: image must be float32, normalised as a network takes it, not "
+                f"{self.image.dtype}"
+            )
+        dtype = self.annotators.dtype
+        if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+            raise TypeError(
+                f"case {self.name!r}: annotators must be integer labels, such as uint8 or int64, "
+                f"not {dtype}"
+            )
 
 
 @runtime_checkable

@@ -123,16 +123,10 @@ def _check(
     if not set(maps) <= set(MAP_TITLES):
         raise ValueError(f"maps must be among {list(MAP_TITLES)}, not {list(maps)}")
     for case, drawn in zip(cases, probabilities, strict=True):
-        space = tuple(case.image.shape[1:])
-        if len(space) not in (2, 3) or tuple(case.annotators.shape[1:]) != space:
+        expected = (len(classes), *case.image.shape[1:])
+        if drawn.ndim < 3 or drawn.shape[1:] != expected:
             raise ValueError(
-                f"{case.name}: image and annotators must be (channels, *spatial) and (annotators, "
-                f"*spatial) in 2D or 3D, not {tuple(case.image.shape)} and "
-                f"{tuple(case.annotators.shape)}"
-            )
-        if drawn.ndim < 3 or drawn.shape[1:] != (len(classes), *space):
-            raise ValueError(
-                f"{case.name}: probabilities must be (n, {len(classes)}, *{space}), for "
+                f"{case.name}: probabilities must be (n, {', '.join(map(str, expected))}), for "
                 f"{list(classes)}; got {tuple(drawn.shape)}"
             )
 

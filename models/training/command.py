@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import astuple, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +25,7 @@ from revgrad.models.training.loop import CONFIG, Training, TrainingError
 from revgrad.models.training.registry import build_dataset, build_model
 from revgrad.models.training.seeding import Purpose
 from revgrad.optional import optional_import
+from revgrad.words import counted
 
 # What may differ when a run goes on; everything else would make it another run.
 CHANGEABLE = ("steps", "threads", "device", "output")
@@ -115,24 +117,25 @@ def prepare(config: TrainConfig) -> Training:
     val = build_dataset(config.data, "val", config.seed, config.data_options)
     seed_noise(config.seed, Purpose.WEIGHTS)
     network = build_model(config.model, train, config.model_options)
-    print(f"{train.title}\n{len(train)} cases to train on, {len(val)} to validate on")
+    print(f"{train.title}\n{counted(len(train), 'case')} to train on, {len(val)} to validate on")
     if (most := network.most_samples) is not None and most < config.validation_samples:
         print(f"{config.model} gives {most} samples: validated by {most}")
     return Training(config, network, train, val, _augmentation(config.augmentation))
 
 
 def _training_data(config: TrainConfig) -> tuple[TrainConfig, CaseDataset]:
-    """The data to train on, and the configuration with what they are normalised by.
+    """The data to train on, and the configuration with what was found out from a folder.
 
-    It is measured once, over all training cases: validation, a resumed run and `revgrad evaluate`
-    take it from the settings.
+    Axes, and what CT is normalised by over all training cases, are found out once: validation, a
+    resumed run and `revgrad evaluate` take them from the settings, whatever the folder holds then.
     """
     train = build_dataset(config.data, "train", config.seed, config.data_options)
-    if isinstance(train, CaseFolder) and train.needs_fingerprint:
-        fingerprint = [list(astuple(channel)) for channel in train.fingerprint]
-        options = {**config.data_options, "fingerprint": fingerprint}
-        config = replace(config, data_options=options)
-    return config, train
+    if not isinstance(train, CaseFolder):
+        return config, train
+    found: dict[str, Any] = {"spatial_dims": train.spatial_dims}
+    if train.needs_fingerprint:
+        found["fingerprint"] = [list(astuple(channel)) for channel in train.fingerprint]
+    return replace(config, data_options={**config.data_options, **found}), train
 
 
 def _augmentation(name: str) -> Augment | None:

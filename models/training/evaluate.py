@@ -19,13 +19,20 @@ from revgrad.models.figures import read_log
 from revgrad.models.progress import Progress
 from revgrad.models.training import page, pictures
 from revgrad.models.training.batches import spread
-from revgrad.models.training.checkpoint import BEST, LATEST, load, load_dataset, load_segmenter
+from revgrad.models.training.checkpoint import (
+    BEST,
+    LATEST,
+    data_options,
+    load,
+    load_dataset,
+    load_segmenter,
+)
 from revgrad.models.training.device import check_device
 from revgrad.models.training.intervals import Interval, Resampling
 from revgrad.models.training.judge import Judged, judge
 from revgrad.models.training.loop import LOG
 from revgrad.models.training.references import MAJORITY, references
-from revgrad.models.training.registry import DETERMINISTIC, seeded
+from revgrad.models.training.registry import DETERMINISTIC
 from revgrad.models.training.scores import (
     CaseScores,
     Predict,
@@ -109,7 +116,7 @@ def evaluate(runs: Sequence[Path], settings: Settings) -> str:
     check_device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    dataset = _common_dataset(runs, settings.split)
+    dataset = _common_dataset(runs, settings)
     indices = spread(len(dataset), settings.cases)
     shown = [indices[place] for place in spread(len(indices), settings.shown)]
     judged = {run: _judge_run(run, dataset, indices, shown, settings) for run in runs}
@@ -161,19 +168,18 @@ def _told(predict: Predict, name: str, total: int) -> Predict:
     return told
 
 
-def _common_dataset(runs: Sequence[Path], split: str) -> CaseDataset:
+def _common_dataset(runs: Sequence[Path], settings: Settings) -> CaseDataset:
     """The data that all runs were configured with."""
     if len(set(runs)) < len(runs):
         raise ValueError("a run is named twice")
     asked = []
     for run in runs:
-        config = load(run / LATEST).facts["config"]
-        options = seeded(config["data"], config["seed"], config["data_options"])
-        asked.append({"data": config["data"], "data_options": options})
+        facts = _facts(run, settings.checkpoint)
+        asked.append({"data": facts["config"]["data"], "data_options": data_options(facts)})
     for run, other in zip(runs, asked, strict=True):
         if other != asked[0]:
             raise ValueError(f"{run} has other data than {runs[0]}: {other} and {asked[0]}")
-    dataset: CaseDataset = load_dataset(runs[0], split)
+    dataset: CaseDataset = load_dataset(runs[0], settings.split, settings.checkpoint)
     return dataset
 
 

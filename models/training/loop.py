@@ -94,8 +94,9 @@ class Training:
             ValueError: The first batch or the first case to validate on does not fit the network;
                 nothing is written then.
         """
-        self.network.check_masks(*self._batches(0))
-        self.network.check_image(self._val[0].image[None])
+        images, masks = self._batches(0)
+        self.network.check_masks(images.to(self.dtype), masks)
+        self.network.check_image(self._val[0].image[None].to(self.dtype))
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in (CONFIG, LATEST, LOG):
             if (self.folder / name).exists():

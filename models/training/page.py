@@ -12,6 +12,7 @@ from revgrad.machine import Facts
 from revgrad.markdown import configuration, table
 from revgrad.models.training.checkpoint import write_atomically
 from revgrad.models.training.intervals import Interval
+from revgrad.words import counted
 
 NAME = "evaluation"
 Summaries = Mapping[str, Mapping[str, Interval]]
@@ -31,8 +32,8 @@ def page(
     ]
     parts = [
         f"# Evaluation\n\n{settings['data']}\n",
-        f"{settings['cases']} cases of {settings['patients']} patients, means over cases with 95 % "
-        "intervals over patients (bootstrap).\n",
+        f"{counted(settings['cases'], 'case')} of {counted(settings['patients'], 'patient')}, "
+        "means over cases with 95 % intervals over patients (bootstrap).\n",
         table(("", *summaries), rows) + "\n",
     ]
     if differences:
@@ -40,12 +41,8 @@ def page(
         parts.append(table(("paired difference", ""), rows) + "\n")
     if truth:
         parts.append(truth)
-    shown = {
-        key: "; ".join(f"{run}: {what}" for run, what in value.items())
-        if isinstance(value, Mapping)
-        else value
-        for key, value in settings.items()
-    }
+    # The machine says how many threads there were, where the settings have 0 for torch's own.
+    shown = {key: value for key, value in settings.items() if key != "threads"}
     return "\n".join([*parts, configuration(shown, machine)])
 
 

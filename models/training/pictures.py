@@ -16,6 +16,7 @@ from revgrad.models.training.judge import Judged, has_known_truth
 from revgrad.models.training.loop import LOG
 from revgrad.models.training.references import AT_CENTRE, MAJORITY, RESAMPLED, THRESHOLDING
 from revgrad.models.training.scores import ged_counts, ged_name
+from revgrad.words import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,7 +88,9 @@ def _curves(
     most = ged_name(max(counts))
     single = {name: summaries[name][most].mean for name in (THRESHOLDING, AT_CENTRE, MAJORITY)
               if name in summaries}  # fmt: skip
-    caption = f"{dataset.title}\nmean over {len(indices)} cases, 95 % intervals over patients"
+    caption = (
+        f"{dataset.title}\nmean over {counted(len(indices), 'case')}, 95 % intervals over patients"
+    )
     perfect = _perfect(dataset, indices, counts) if known else None
     return {"models": models, "perfect": perfect, "baselines": single, "caption": caption}
 

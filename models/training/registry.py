@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from revgrad.models.data import (
     Scenes,
 )
 from revgrad.models.deterministic import iunet_segmenter
+from revgrad.models.iunet import iUNet
 from revgrad.models.segmenter import Segmenter
 from revgrad.models.unet import UNet
 
@@ -37,6 +39,18 @@ MODELS: dict[str, Callable[..., Segmenter]] = {
     "image2image-vae": Image2ImageVAE,
     "independent-pixels": independent_pixels_of_unet,
 }
+# What gets the options that a network does not name itself.
+FURTHER: dict[Callable[..., Segmenter], Callable[..., Any]] = {
+    iunet_segmenter: iUNet,
+    phiseg.RevPHiSeg: phiseg.PHiSeg,
+    DropoutUNet: UNet,
+    UNetEnsemble: UNet,
+    MHeads: UNet,
+    Image2ImageVAE: probabilistic_unet.ProbabilisticUNet,
+    independent_pixels_of_unet: UNet,
+}
+# Of these it sets itself.
+SET: dict[Callable[..., Segmenter], str] = {Image2ImageVAE: "conditional_prior"}
 # Called with (split=, seed=, **options).
 DATA: dict[str, Callable[..., CaseDataset]] = {
     "lidc": LIDC,
@@ -86,9 +100,16 @@ def seeded(name: str, seed: int, options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: There is no such dataset.
     """
-    made, _ = _find(name)
-    drawn = "seed" in inspect.signature(made).parameters
-    return {"seed": seed, **options} if drawn else dict(options)
+    return {"seed": seed, **options} if takes(name, "seed") else dict(options)
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether a dataset has such an option.
+
+    Raises:
+        ValueError: There is no such dataset.
+    """
+    return option in inspect.signature(_find(name)[0]).parameters
 
 
 def _find(name: str) -> tuple[Callable[..., CaseDataset], tuple[str, ...]]:
@@ -118,7 +139,9 @@ def _call(name: str, made: Callable[..., Any], settings: str, *args: Any, **opti
 
 def _accepted(made: Callable[..., Any], given: int) -> str:
     """Which options there are after the arguments that are given anyway, for an error."""
-    parameters = list(inspect.signature(made).parameters.values())[given:]
-    names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name != "split"]
-    others = ", and the other options of what is named here" if len(names) < len(parameters) else ""
-    return f"; accepted are {', '.join(names)}{others}"
+    origin = made.func if isinstance(made, partial) else made
+    takers = [made, FURTHER[origin]] if origin in FURTHER else [made]
+    found = [p for taker in takers for p in [*inspect.signature(taker).parameters.values()][given:]]
+    names = dict.fromkeys(p.name for p in found if p.kind is not p.VAR_KEYWORD)
+    hidden = ("split", SET.get(origin))
+    return f"; accepted are {', '.join(name for name in names if name not in hidden)}"

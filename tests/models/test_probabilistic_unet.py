@@ -166,7 +166,7 @@ def test_bad_starts_stay_finite(scale, factor, steps):
 
 def test_a_prior_that_does_not_see_the_image_is_the_standard_normal():
     net = ProbabilisticUNet(2, 1, 2, (4, 4), 1, latent_channels=3, conditional_prior=False)
-    (prior,) = net.prior(torch.randn(2, 1, 4, 4, dtype=torch.float64))
+    (prior,) = net.double().prior(torch.randn(2, 1, 4, 4, dtype=torch.float64))
     assert isinstance(prior, DiagonalGaussian)
     assert torch.equal(prior.mean, torch.zeros(2, 3, dtype=torch.float64))
     assert torch.equal(prior.scale, torch.ones(2, 3, dtype=torch.float64))

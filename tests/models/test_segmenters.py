@@ -20,9 +20,8 @@ def small(network, **options):
     """Makes a network of three levels: called with spatial_dims and out_channels."""
 
     def make(spatial_dims=2, out_channels=2, **more):
-        return network(
-            spatial_dims, 1, out_channels, channels=CHANNELS, depth=2, **{**options, **more}
-        )
+        arguments = {"channels": CHANNELS, "depth": 2, **options, **more}
+        return network(spatial_dims, 1, out_channels, **arguments)
 
     return make
 
@@ -200,6 +199,61 @@ def test_images_and_masks_that_do_not_fit_are_refused(name):
         net(image, masks.float())
     with pytest.raises(ValueError, match="n must be at least 1"):
         net.sample(image, 0)
+
+
+def test_arrays_and_types_that_do_not_fit_are_refused(name):
+    net = built(name)
+    image, masks = batch()
+    for call in (lambda x: net.sample(x, 1), net, lambda x: net(x, masks)):
+        with pytest.raises(TypeError, match=r"expected an image as a torch\.Tensor, not ndarray"):
+            call(image.numpy())
+        for wrong in (image.double(), image.to(torch.uint8)):
+            words = rf"the image is {wrong.dtype} .* take image\.to\(torch\.float32\)"
+            with pytest.raises(TypeError, match=words):
+                call(wrong)
+    with pytest.raises(TypeError, match=r"expected masks as a torch\.Tensor, not ndarray"):
+        net(image, masks.numpy())
+    assert net.double()(image.double(), masks).total.dtype == torch.float64
+
+
+@pytest.mark.parametrize("channels", [8, (8, 2.5), "88", ()])
+def test_channels_that_are_no_list_of_numbers_are_refused(name, channels):
+    if name == "deterministic":
+        pytest.skip("has none of its own")
+    with pytest.raises(ValueError, match="channels must be one positive number for each level"):
+        NETWORKS[name](channels=channels)
+
+
+NORMED = ("unet", "phiseg", "revphiseg", "m-heads", "ensemble", "independent-pixels")
+
+
+@pytest.mark.parametrize("norm", ["batch", ("Instance", {"affine": True})])
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("name", NORMED)
+def test_an_image_of_one_pixel_on_the_deepest_level_is_named(name, spatial_dims, norm):
+    net = built(name, spatial_dims, norm=norm)
+    batches = batch(spatial_dims)
+    image, masks = (x[(..., *[slice(4)] * spatial_dims)] for x in batches)
+    words = rf"image of \(4, 4{', 4' * (spatial_dims - 2)}\) has one pixel on the deepest level"
+    with pytest.raises(ValueError, match=words):
+        net(image[:1], masks[:1])
+    if norm == "batch":
+        net(image, masks)
+        net.eval()(image[:1], masks[:1])
+    wide = torch.cat([image, image], -1), torch.cat([masks, masks], -1)
+    net.train()(*wide)
+    for module in net.modules():
+        if "Norm" in type(module).__name__:
+            module.eval()  # frozen, it needs no variance
+    if norm == "batch":
+        net(image[:1], masks[:1])
+    small = built(name, spatial_dims, norm=None)
+    assert small(image[:1], masks[:1]).total.isfinite()
+
+
+def test_a_norm_over_processes_may_see_one_pixel_in_each():
+    net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(built("unet"))
+    net.check_masks(*(x[:1, ..., :4, :4] for x in batch()))
 
 
 def test_networks_without_latents_cannot_reconstruct(name):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from revgrad.models.data.folder.nifti import (
     short_name,
 )
 from revgrad.models.data.splits import PARTS, RATIOS, split_by_patient
+from revgrad.words import counted
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ class CaseFolder:
             divided into three. No patient is in two parts.
         seed: of the division.
         ratios: of patients in train, val and test.
-        spatial_dims: 3 for volumes, 2 for their slices, of which each is a case.
+        spatial_dims: 3 for volumes, 2 for their slices, of which each is a case; None finds it out
+            from the headers: 2 if all images of the folder have a single slice, else 3.
         axis: along which slices are taken: 0, 1 or 2 of (slices, rows, columns).
         min_foreground: take only slices in which at least this many pixels are foreground to some
             annotator. If it is not 0, all label files are read at the start.
@@ -129,7 +131,7 @@ class CaseFolder:
         *,
         seed: int = 0,
         ratios: Sequence[float] = RATIOS,
-        spatial_dims: int = 3,
+        spatial_dims: int | None = None,
         axis: int = 0,
         min_foreground: int = 0,
         size: int | Sequence[int] | None = None,
@@ -137,7 +139,7 @@ class CaseFolder:
         fingerprint: Sequence[Fingerprint | Sequence[float]] | None = None,
         cache: int | None = 1,
     ) -> None:
-        if spatial_dims not in (2, 3) or axis not in (0, 1, 2):
+        if spatial_dims not in (2, 3, None) or axis not in (0, 1, 2):
             raise ValueError(
                 f"spatial_dims must be 2 or 3 and axis 0, 1 or 2, not {spatial_dims} and {axis}"
             )
@@ -146,21 +148,24 @@ class CaseFolder:
         names = self._description.channel_names
         self.classes = self._description.classes
         self.in_channels = len(names)
-        self.spatial_dims = spatial_dims
         self._axis = axis
-        self._size = _sizes(size, spatial_dims)
         self._schemes = [scheme_of(name, normalisation) for name in names]
         if fingerprint is not None and len(fingerprint) != len(names):
             raise ValueError(f"fingerprint must have {len(names)} channels")
         self._fingerprint = None if fingerprint is None else tuple(map(_channel, fingerprint))
-        self._cases, self._training = self._divide(split, ratios, seed)
+        parts = self._find_cases()
+        # Of the whole folder, that all parts have the same.
+        shapes = (self._shape(files) for files in parts["Tr"] + parts["Ts"])
+        self.spatial_dims = spatial_dims or find_spatial_dims(shapes, axis)
+        self._size = _sizes(size, self.spatial_dims)
+        self._cases, self._training = _divide(parts, split, ratios, seed)
         self._cached: OrderedDict[int, Arrays] = OrderedDict()
         self._cache = len(self._cases) if cache is None else max(cache, 1)
         self._items = self._list_items(min_foreground)
         self.patients = tuple(self._cases[item.case].patient for item in self._items)
         self.title = (
-            f"{self.root.resolve().name}, {split or 'all'}: {len(self._cases)} cases of "
-            f"{len(set(self.patients))} patients, the user's own files"
+            f"{self.root.resolve().name}, {split or 'all'}: {counted(len(self._cases), 'case')} of "
+            f"{counted(len(set(self.patients)), 'patient')}, the user's own files"
         )
 
     def __len__(self) -> int:
@@ -211,29 +216,18 @@ class CaseFolder:
             for case in self._cases
         ]
 
-    def _divide(
-        self, split: str | None, ratios: Sequence[float], seed: int
-    ) -> tuple[list[CaseFiles], list[CaseFiles]]:
-        """The cases of the split, and those of the training part."""
+    def _find_cases(self) -> dict[str, list[CaseFiles]]:
         parts, problems = find_cases(self.root, self._description)
         if problems:
             raise FolderError(self.root, problems)
-        own, held_out = parts["Tr"], parts["Ts"]
-        if split is None:
-            return own + held_out, own
-        if split not in PARTS or len(ratios) != len(PARTS):
-            raise ValueError(
-                f"split must be one of {PARTS} or None, with three ratios, not {split!r} with "
-                f"{tuple(ratios)}"
-            )
-        shares = ratios[:2] if held_out else ratios
-        divided = split_by_patient([case.patient for case in own], shares, seed=seed)
-        by_name = {
-            part: [own[i] for i in chosen] for part, chosen in zip(PARTS, divided, strict=False)
-        }
-        if held_out:
-            by_name["test"] = held_out
-        return by_name[split], by_name["train"]
+        return parts
+
+    def _shape(self, files: CaseFiles) -> tuple[int, ...]:
+        """Slices, rows and columns of a case, by a header."""
+        try:
+            return read_shape(files.images[0])
+        except ValueError as error:
+            raise FolderError(self.root, [str(error)]) from error
 
     def _read(self, files: CaseFiles) -> Arrays:
         arrays, problems = read_case(files, len(self.classes))
@@ -263,7 +257,7 @@ class CaseFolder:
             if min_foreground > 0:
                 chosen = np.flatnonzero(self._foreground(files) >= min_foreground).tolist()
             else:
-                chosen = list(range(read_shape(files.images[0])[self._axis]))
+                chosen = list(range(self._shape(files)[self._axis]))
             items += [_Item(case, k) for k in chosen]
         if not items:
             raise ValueError(
@@ -282,6 +276,31 @@ class CaseFolder:
             self._read(files)  # which says what differs from what
         others = tuple(axis for axis in range(3) if axis != self._axis)
         return np.count_nonzero(np.any(np.stack(masks) > 0, axis=0), axis=others)
+
+
+def find_spatial_dims(shapes: Iterable[tuple[int, ...]], axis: int = 0) -> int:
+    """2 if all volumes have a single slice along the axis, else 3, known at the first of them."""
+    return 2 if all(shape[axis] == 1 for shape in shapes) else 3
+
+
+def _divide(
+    parts: Mapping[str, list[CaseFiles]], split: str | None, ratios: Sequence[float], seed: int
+) -> tuple[list[CaseFiles], list[CaseFiles]]:
+    """The cases of the split, and those of the training part."""
+    own, held_out = parts["Tr"], parts["Ts"]
+    if split is None:
+        return own + held_out, own
+    if split not in PARTS or len(ratios) != len(PARTS):
+        raise ValueError(
+            f"split must be one of {PARTS} or None, with three ratios, not {split!r} with "
+            f"{tuple(ratios)}"
+        )
+    shares = ratios[:2] if held_out else ratios
+    divided = split_by_patient([case.patient for case in own], shares, seed=seed)
+    by_name = {part: [own[i] for i in chosen] for part, chosen in zip(PARTS, divided, strict=False)}
+    if held_out:
+        by_name["test"] = held_out
+    return by_name[split], by_name["train"]
 
 
 def fit(array: NDArray[Any], size: Sequence[int], fill: Any = 0) -> NDArray[Any]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from revgrad.models.data.folder.case_folder import read_case
+from revgrad.models.data.folder.case_folder import find_spatial_dims, read_case
 from revgrad.models.data.folder.dataset_json import FolderError, read_dataset_json
 from revgrad.models.data.folder.layout import find_cases
+from revgrad.models.data.folder.nifti import read_shape
+from revgrad.words import counted
 
 
 def check_folder(root: str | os.PathLike[str]) -> list[str]:
@@ -48,17 +51,31 @@ def main(args: argparse.Namespace) -> int:
     problems = check_folder(args.folder)
     if problems:
         print("\n".join(problems))
-        print(f"{len(problems)} problem{'s' * (len(problems) > 1)}")
+        print(counted(len(problems), "problem"))
         return 1
     description = read_dataset_json(Path(args.folder))
     parts, _ = find_cases(Path(args.folder), description)
     cases = [*parts["Tr"], *parts["Ts"]]
+    shapes = [read_shape(case.images[0]) for case in cases]
     counts = sorted({len(case.labels) for case in cases})
+    patients = len({case.patient for case in cases})
     print(
-        f"{len(parts['Tr'])} cases in imagesTr, {len(parts['Ts'])} labelled in imagesTs, of "
-        f"{len({case.patient for case in cases})} patients\n"
+        f"{counted(len(parts['Tr']), 'case')} in imagesTr, {len(parts['Ts'])} labelled in "
+        f"imagesTs, of {counted(patients, 'patient')}\n"
         f"channels: {', '.join(description.channel_names)}; classes: "
         f"{', '.join(description.classes)}\n"
-        f"annotators a case: {' or '.join(map(str, counts))}\nno problems"
+        f"annotators a case: {' or '.join(map(str, counts))}\n{_sizes(shapes)}\nno problems"
     )
     return 0
+
+
+def _sizes(shapes: Sequence[tuple[int, ...]]) -> str:
+    """What `CaseFolder` takes the images for, and between what its `size` may choose."""
+    dims = find_spatial_dims(shapes)
+    axes = ("slices", "rows", "columns")[-dims:]
+    extremes = [[pick(axis) for axis in zip(*shapes, strict=True)][-dims:] for pick in (min, max)]
+    small, large = (" x ".join(map(str, sizes)) for sizes in extremes)
+    return (
+        f"spatial_dims: {dims}, as {'all' if dims == 2 else 'not all'} images have a single slice\n"
+        f"size ({', '.join(axes)}), each axis by itself: smallest {small}, largest {large}"
+    )

@@ -103,6 +103,9 @@ def _parse(root: Path, content: dict[str, Any]) -> DatasetJson:
             problems.append(f"dataset.json: {key} {error}")
         return default
 
+    if "modality" in content and "channel_names" not in content:
+        problems.append(_of_nnunet_1(content["modality"]))
+        content = {**content, "channel_names": {"0": "unknown"}}  # said already
     one_annotator: Annotators = ((), {})
     suffixes, exceptions = take("annotators", _annotators, one_annotator)
     parsed = DatasetJson(
@@ -117,6 +120,15 @@ def _parse(root: Path, content: dict[str, Any]) -> DatasetJson:
     if problems:
         raise FolderError(root, problems)
     return parsed
+
+
+def _of_nnunet_1(modality: Any) -> str:
+    """What to write in the place of nnU-Net 1's key."""
+    names = modality if isinstance(modality, dict) and modality else {"0": "CT"}
+    return (
+        "dataset.json: modality is nnU-Net 1's, now it is channel_names: write "
+        f'"channel_names": {json.dumps(names)}'
+    )
 
 
 def _channel_names(value: Any) -> tuple[str, ...]:
@@ -139,6 +151,7 @@ def _classes(value: Any) -> tuple[str, ...]:
     if not all(type(number) is int for number in value.values()):
         raise ValueError(
             "must be integers by name; nnU-Net 1 had it the other way round, names by number"
+            + _turned(value)
         )
     names = sorted(value, key=lambda name: int(value[name]))
     if len(names) < 2 or [value[name] for name in names] != list(range(len(names))):
@@ -147,6 +160,13 @@ def _classes(value: Any) -> tuple[str, ...]:
             f"{sorted(value.values())}"
         )
     return tuple(names)
+
+
+def _turned(value: dict[str, Any]) -> str:
+    """What to write in the place of nnU-Net 1's labels, if they are such."""
+    if not all(number.isdecimal() and isinstance(name, str) for number, name in value.items()):
+        return ""
+    return f': write "labels": {json.dumps({name: int(n) for n, name in value.items()})}'
 
 
 def _file_ending(value: Any) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from revgrad.models.data.folder.dataset_json import DatasetJson
@@ -46,6 +47,11 @@ def find_cases(
     """
     parts: dict[str, list[CaseFiles]] = {"Tr": [], "Ts": []}
     problems: list[str] = []
+    if found := _undeclared_annotators(root, description):
+        problems.append(_to_declare(found))
+        # As if it were declared, for what else may be wrong.
+        suffixes = tuple(sorted({suffix for some in found.values() for suffix in some}))
+        description = replace(description, suffixes=suffixes, exceptions=found)
     for part in parts:
         if part == "Tr" or (root / FOLDERS[part][1]).is_dir():
             parts[part] = _cases_of_part(root, description, part, problems)
@@ -53,6 +59,36 @@ def find_cases(
     shared = {case.patient for case in parts["Tr"]} & {case.patient for case in parts["Ts"]}
     problems += [f"patient {name!r} is in imagesTr and in imagesTs" for name in sorted(shared)]
     return parts, problems
+
+
+def _undeclared_annotators(root: Path, description: DatasetJson) -> dict[str, tuple[str, ...]]:
+    """Case -> suffixes of its labels, where none are declared and no label goes without one."""
+    found: dict[str, set[str]] = {}
+    if description.suffixes:
+        return {}
+    ending = description.file_ending
+    for images, labels in FOLDERS.values():
+        names = set(_case_names(root / images, ending))
+        for file in _files(root / labels, ending):
+            stem = file.name.removesuffix(ending)
+            if stem in names:
+                return {}
+            starts = [stem[: match.start()] for match in re.finditer("_", stem)]
+            # The longest, as a case's own name may go on with what is another's.
+            if name := next((start for start in reversed(starts) if start in names), None):
+                found.setdefault(name, set()).add(stem.removeprefix(f"{name}_"))
+    return {name: tuple(sorted(some)) for name, some in found.items()}
+
+
+def _to_declare(found: dict[str, tuple[str, ...]]) -> str:
+    """The key that declares the annotators of each case."""
+    suffixes = sorted({suffix for some in found.values() for suffix in some})
+    odd = {name: some for name, some in sorted(found.items()) if list(some) != suffixes}
+    value = {"suffixes": suffixes, "cases": odd} if odd else suffixes
+    return (
+        "dataset.json: declares no annotators, while labels are named CASE_"
+        f'{suffixes[0]} and so on: write "annotators": {json.dumps(value)}'
+    )
 
 
 def _cases_of_part(

@@ -16,6 +16,12 @@ from revgrad.optional import optional_import
 
 # Writers round affines to float32. A thousandth of a millimetre moves no voxel.
 TOLERANCE = 1e-3
+# What to do about a file of more axes: an image's, and a label's.
+CHANNELS = "each channel is a file of its own"
+LABELS = (
+    "one number a voxel, that of its class: of a one-hot stack take the argmax over its classes; "
+    "each annotator is a file of its own"
+)
 
 
 @dataclass(frozen=True)
@@ -42,15 +48,19 @@ def spacing_of(affine: NDArray[np.float64]) -> tuple[float, ...]:
     return tuple(float(mm) for mm in np.linalg.norm(affine[:3, :3], axis=0)[::-1])
 
 
-def read_nifti(path: Path) -> Volume:
+def read_nifti(path: Path, hint: str = CHANNELS) -> Volume:
     """Read a file of two axes (one slice) or three.
+
+    Args:
+        path: the file.
+        hint: what to do about more axes.
 
     Raises:
         MissingExtraError: nibabel is not installed.
         ValueError: The file is missing, damaged, or has another number of axes.
     """
     with _readable(path) as image:
-        _check_form(path, image)
+        _check_form(path, image, hint)
         voxels = np.asanyarray(image.dataobj)
     if voxels.ndim == 2:
         voxels = voxels[..., None]
@@ -64,7 +74,7 @@ def read_shape(path: Path) -> tuple[int, ...]:
         ValueError: As `read_nifti`, though damage behind the header is not seen.
     """
     with _readable(path) as image:
-        _check_form(path, image)
+        _check_form(path, image, CHANNELS)
         return (*image.shape, 1)[2::-1]
 
 
@@ -81,14 +91,13 @@ def _readable(path: Path) -> Iterator[Any]:
         raise ValueError(f"{short_name(path)}: cannot be read as NIfTI: {error}") from error
 
 
-def _check_form(path: Path, image: Any) -> None:
+def _check_form(path: Path, image: Any, hint: str) -> None:
     """Refuse colours, and axes beyond three."""
     if image.get_data_dtype().fields is not None:
         raise ValueError(f"{short_name(path)}: has colours, expected one number a voxel")
     if len(image.shape) not in (2, 3):
         raise ValueError(
-            f"{short_name(path)}: has {len(image.shape)} axes {image.shape}, expected 3 (each "
-            "channel is a file of its own)"
+            f"{short_name(path)}: has {len(image.shape)} axes {image.shape}, expected 3 ({hint})"
         )
 
 
@@ -112,7 +121,7 @@ def read_labels(path: Path, classes: int) -> Volume:
     Raises:
         ValueError: As `read_nifti`, or a voxel is no integer from 0 to ``classes - 1``.
     """
-    volume = read_nifti(path)
+    volume = read_nifti(path, LABELS)
     found = np.unique(volume.voxels)
     odd = [value for value in found.tolist() if value not in range(classes)]
     if odd:

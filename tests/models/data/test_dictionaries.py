@@ -28,7 +28,8 @@ def test_a_dictionary_has_all_that_the_case_has():
 
 
 def test_facts_never_hide_the_image():
-    odd = Case(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), "c", "p", facts={"image": 3})
+    masks = torch.zeros(1, 2, 2, dtype=torch.uint8)
+    odd = Case(torch.zeros(1, 2, 2), masks, "c", "p", facts={"image": 3})
     with pytest.raises(ValueError, match=r"c: facts have keys .*\['image'\]"):
         as_dictionary(odd)
 

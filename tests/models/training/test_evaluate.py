@@ -46,6 +46,7 @@ def scenes(tmp_path_factory):
 
 def test_a_unet_is_evaluated_where_the_truth_is_not_known(toys, tmp_path, capsys):
     run = train(tmp_path / "unet", "unet", model_options=SMALL)
+    (run / "latest.safetensors").unlink()  # the best is all that is asked for
     threads = torch.get_num_threads()
     assert cli.main(["evaluate", str(run), "--samples", "2", "--threads", "1"]) == 0
     assert torch.get_num_threads() == 1
@@ -188,7 +189,22 @@ def test_the_page_has_neither_nan_nor_dictionaries():
     found = {"NCC": Interval(nan, nan, nan), "Dice": Interval(0.5, nan, nan)}
     trained = {"run": "4 steps", "other": "5 steps"}
     settings = {"data": "one patient", "cases": 1, "patients": 1, "trained": trained}
-    text = page.page(settings, facts("cpu"), {"run": found}, {}, "")
+    settings |= {"threads": 0}
+    machine = {**facts("cpu"), "threads": 3, "peers": {}}
+    text = page.page(settings, machine, {"run": found}, {}, "")
     table = [[cell.strip() for cell in row.split("|")] for row in text.splitlines()]
     assert ["", "NCC", "undefined", ""] in table and ["", "Dice", "0.5", ""] in table
     assert ["", "trained", "run: 4 steps; other: 5 steps", ""] in table
+    assert "1 case of 1 patient, means" in text and "peers" not in text and "{" not in text
+    assert [row[2] for row in table if row[1:2] == ["threads"]] == ["3"]
+    machine["peers"] = {"iunets": "0.1", "memcnn": "1.5.2"}
+    assert "| iunets: 0.1; memcnn: 1.5.2 " in page.page(settings, machine, {"run": found}, {}, "")
+
+
+@pytest.mark.parametrize("which", ["best", "latest"])
+def test_a_folder_without_a_run_lacks_the_checkpoint_that_was_asked_for(tmp_path, capsys, which):
+    assert cli.main(["evaluate", str(tmp_path), "--checkpoint", which]) == 1
+    told = capsys.readouterr().err
+    assert (
+        told == f"revgrad evaluate: {tmp_path / which}.safetensors: there is no such checkpoint\n"
+    )

@@ -1,10 +1,12 @@
 """Networks and data by name."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 
-from revgrad.models import Segmenter
+from revgrad.models import PHiSeg, ProbabilisticUNet, Segmenter, UNet, iUNet
 from revgrad.models.data import Scenes
 from revgrad.models.training.registry import (
     DETERMINISTIC,
@@ -57,9 +59,45 @@ def test_a_wrong_option_says_which_are_accepted():
     with pytest.raises(ValueError, match="'sizes'; accepted are seed, ratios, slices, size, keep"):
         build_dataset("lidc", "val", 0, {"sizes": 64})
     dataset = Scenes("val", size=(32, 32), count=1)
-    others = "recompute_glue, and the other options of what is named here"
-    with pytest.raises(ValueError, match=rf"PHiSeg.*'channel'; accepted are channels,.* {others}"):
+    listed = "accepted are channels, latent_levels, .* depth, .* arithmetic$"
+    with pytest.raises(ValueError, match=f"PHiSeg.*'channel'; {listed}"):
         build_model("revphiseg", dataset, {"channel": [4, 8]})
+
+
+def accepted(name, dataset):
+    with pytest.raises(ValueError, match="'nothing'; accepted are ") as caught:
+        build_model(name, dataset, {"nothing": 1})
+    return str(caught.value).partition("; accepted are ")[2].split(", ")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_all_options_that_are_listed_are_accepted(name):
+    dataset = Scenes("val", size=(32, 32), count=1)
+    names = accepted(name, dataset)
+    assert len(set(names)) == len(names) and set(small(name)) < set(names)
+    # Whatever is wrong with the value, the keyword is known.
+    for option in names:
+        try:
+            build_model(name, dataset, {**small(name), option: object()})
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+            assert "keyword argument" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        ("revphiseg", PHiSeg),
+        ("revphiseg-iso", PHiSeg),
+        ("iunet", iUNet),
+        *[(name, UNet) for name in ("dropout-unet", "unet-ensemble", "m-heads")],
+        ("independent-pixels", UNet),
+        ("image2image-vae", ProbabilisticUNet),
+    ],
+)
+def test_no_option_is_left_out(name, whole):
+    names = accepted(name, Scenes("val", size=(32, 32), count=1))
+    wanted = set([*inspect.signature(whole).parameters][3:]) - {"conditional_prior"}
+    assert wanted <= set(names) and not {"options", "unet"} & set(names)
 
 
 def test_the_seed_of_the_split_can_be_fixed():

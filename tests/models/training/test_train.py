@@ -349,17 +349,21 @@ def test_images_that_do_not_fit_leave_no_run_behind(toys, tmp_path, capsys):
     assert cli.main(arguments(run, 1, data_options={"size": 8}, **options)) == 0
 
 
-def test_what_ct_is_normalised_by_is_measured_once_and_kept(toys, tmp_path, monkeypatch):
+def write_folder(root, shape, count=5):
     nibabel = pytest.importorskip("nibabel")
-    root, run = tmp_path / "Dataset1", tmp_path / "run"
     random = np.random.default_rng(0)
-    for case in range(5):
+    for case in range(count):
         for name, high in ((f"imagesTr/c{case}_0000", 300), (f"labelsTr/c{case}", 2)):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
-            volume = nibabel.Nifti1Image(random.integers(0, high, (4, 4, 4), np.int16), np.eye(4))
+            volume = nibabel.Nifti1Image(random.integers(0, high, shape, np.int16), np.eye(4))
             nibabel.save(volume, root / f"{name}.nii.gz")
     names = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "lesion": 1}}
     (root / "dataset.json").write_text(json.dumps({**names, "file_ending": ".nii.gz"}))
+
+
+def test_what_ct_is_normalised_by_is_measured_once_and_kept(toys, tmp_path, monkeypatch):
+    root, run = tmp_path / "Dataset1", tmp_path / "run"
+    write_folder(root, (4, 4, 4))
     measured = CaseFolder(root, "train").fingerprint
     assert cli.main(arguments(run, 2, data=str(root), batch_size=2)) == 0
     (kept,) = json.loads((run / "config.json").read_text())["data_options"]["fingerprint"]
@@ -371,3 +375,19 @@ def test_what_ct_is_normalised_by_is_measured_once_and_kept(toys, tmp_path, monk
     monkeypatch.setattr("revgrad.models.data.folder.case_folder.measure_fingerprint", again)
     assert cli.main(["train", "--resume", "--output", str(run), "--steps", "3"]) == 0
     assert cli.main(["evaluate", str(run), "--samples", "2"]) == 0
+
+
+def test_a_run_keeps_the_axes_of_its_folder(toys, tmp_path):
+    root, run = tmp_path / "Dataset1", tmp_path / "run"
+    write_folder(root, (4, 4))
+    assert cli.main(arguments(run, 1, data=str(root), batch_size=2)) == 0
+    facts = checkpoint.load(run / "best.safetensors").facts
+    assert facts["shape"] == [2, 1, 2] and facts["config"]["data_options"]["spatial_dims"] == 2
+    # Of a run before there was anything to keep.
+    del facts["config"]["data_options"]["spatial_dims"]
+    for dims in (2, 3):
+        facts["shape"] = [dims, 1, 2]
+        assert checkpoint.data_options(facts)["spatial_dims"] == dims
+    write_folder(root, (4, 4, 4), count=1)  # which makes the folder 3D
+    assert CaseFolder(root).spatial_dims == 3
+    assert checkpoint.load_dataset(run, "test").spatial_dims == 2

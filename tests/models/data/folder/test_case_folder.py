@@ -73,15 +73,46 @@ def test_slices_are_those_of_the_volume(folder, axis):
     assert list(case.facts["spacing"]) == spacing
 
 
-def test_files_of_two_axes_are_one_slice(folder):
-    image, mask = folder.image(0)[..., 0], folder.mask(0, 0)[..., 0]
+def write_slices(folder, image, mask):
     for case in range(2):
         folder.nifti(f"imagesTr/Tr{case}_0000.nii.gz", image)
         for number in (1, 2):
             folder.nifti(f"labelsTr/Tr{case}_r{number}.nii.gz", mask)
+
+
+def test_files_of_two_axes_are_one_slice(folder):
+    image, mask = folder.image(0)[..., 0], folder.mask(0, 0)[..., 0]
+    write_slices(folder, image, mask)
     cases = CaseFolder(folder.root, spatial_dims=2, normalisation="none")
     assert len(cases) == 2 and (cases[1].image[0].numpy() == image.T).all()
     assert (cases[1].annotators.numpy() == mask.T).all()
+
+
+@pytest.mark.parametrize("end", [(slice(None), slice(None), 0), (..., slice(0, 1))])
+def test_a_folder_of_single_slices_is_2d(folder, end):
+    write_slices(folder, folder.image(0)[end], folder.mask(0, 0)[end])
+    cases = CaseFolder(folder.root, size=16)
+    assert cases.spatial_dims == 2 and cases[1].image.shape == (1, 16, 16)
+    assert CaseFolder(folder.root, spatial_dims=3)[0].image.shape == (1, 1, 7, 8)
+
+
+def test_one_volume_makes_a_folder_3d_in_all_parts(folder):
+    write_slices(folder, folder.image(0)[..., :1], folder.mask(0, 0)[..., :1])
+    folder.cases(1, part="Ts")
+    parts = [CaseFolder(folder.root, part) for part in ("train", "val", "test")]
+    assert [part.spatial_dims for part in parts] == [3, 3, 3]
+    assert [part[0].image.shape[1] for part in parts] == [1, 1, 5]
+
+
+def test_axes_are_found_out_by_headers_alone(folder, monkeypatch):
+    monkeypatch.setattr("revgrad.models.data.folder.nifti.read_nifti", None)
+    assert CaseFolder(folder.root).spatial_dims == 3
+
+
+def test_a_header_that_cannot_be_read_is_named(folder):
+    (folder.root / "imagesTr/Tr0_0000.nii.gz").write_bytes(b"no image")
+    with pytest.raises(FolderError, match=r"imagesTr/Tr0_0000\.nii\.gz: cannot be read as NIfTI"):
+        CaseFolder(folder.root)
 
 
 def test_min_foreground_counts_what_any_annotator_drew(folder):

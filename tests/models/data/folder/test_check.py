@@ -1,5 +1,7 @@
 """`check_folder` lists all that is wrong at once, each with its file."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,32 @@ def test_a_good_folder_has_no_problems(folder, capsys):
     assert cli.main(["data", "check", str(folder.root)]) == 0
     shown = capsys.readouterr().out
     assert "2 cases in imagesTr, 0 labelled in imagesTs, of 2 patients" in shown
-    assert "annotators a case: 2\nno problems" in shown
+    assert "annotators a case: 2\nspatial_dims: 3, as not all images have a single slice\n" in shown
+    size = (
+        "size (slices, rows, columns), each axis by itself: smallest 5 x 7 x 8, largest 5 x 7 x 8"
+    )
+    assert shown.endswith(f"{size}\nno problems\n")
+
+
+def test_one_is_counted_as_one(tmp_path, folder, capsys):
+    for name in ("imagesTr/Tr1_0000", "labelsTr/Tr1_r1", "labelsTr/Tr1_r2"):
+        (folder.root / f"{name}.nii.gz").unlink()
+    assert "all: 1 case of 1 patient, the user's own files" in CaseFolder(folder.root).title
+    assert cli.main(["data", "check", str(folder.root)]) == 0
+    assert "1 case in imagesTr, 0 labelled in imagesTs, of 1 patient\n" in capsys.readouterr().out
+
+
+def test_sizes_and_axes_are_shown(tmp_path, folder, capsys):
+    folder.description(annotators=None)
+    for file in [*folder.root.glob("*/*.nii.gz")]:
+        file.unlink()
+    for name, shape in (("wide", (12, 7)), ("high", (8, 9, 1))):
+        folder.nifti(f"imagesTr/{name}_0000.nii.gz", np.zeros(shape, np.int16))
+        folder.nifti(f"labelsTr/{name}.nii.gz", np.zeros(shape, np.uint8))
+    assert cli.main(["data", "check", str(folder.root)]) == 0
+    shown = capsys.readouterr().out
+    assert "spatial_dims: 2, as all images have a single slice" in shown
+    assert "size (rows, columns), each axis by itself: smallest 7 x 8, largest 9 x 12\n" in shown
 
 
 def test_all_problems_come_at_once(folder, capsys):
@@ -56,7 +83,9 @@ def test_all_problems_come_at_once(folder, capsys):
         ("labelsTr/Tr0_r2", "many", None, "does not declare: 2, 3, 4, 5, 6, ...;"),
         ("labelsTr/Tr0_r2", "nan", None, "does not declare: nan;"),
         ("imagesTr/Tr0_0000", "nan", None, "1 of 280 voxels are NaN or infinite"),
-        ("imagesTr/Tr0_0000", "four", None, "has 4 axes (8, 7, 5, 2), expected 3"),
+        ("imagesTr/Tr0_0000", "four", None, "(8, 7, 5, 2), expected 3 (each channel is a file"),
+        ("labelsTr/Tr0_r2", "four", None, "(8, 7, 5, 2), expected 3 (one number a voxel, that of"),
+        ("labelsTr/Tr0_r2", "four", None, "argmax over its classes; each annotator is a file"),
         ("imagesTr/Tr0_0000", "colours", None, "has colours"),
     ],
 )
@@ -103,7 +132,17 @@ def test_a_damaged_file_is_named(folder, content):
             "ignore label, which is not supported",
         ),
         ({"labels": {"background": 0, "a": [1, 2]}}, "regions"),
-        ({"labels": {"0": "background", "1": "a"}}, "nnU-Net 1"),
+        (
+            {"labels": {"0": "background", "1": "a"}},
+            'nnU-Net 1 had it the other way round, names by number: write "labels": '
+            '{"background": 0, "a": 1}',
+        ),
+        ({"labels": {"a": "0"}}, "names by number"),
+        (
+            {"channel_names": None, "modality": {"0": "CT", "1": "PET"}},
+            "modality is nnU-Net 1's, now it is channel_names: write "
+            '"channel_names": {"0": "CT", "1": "PET"}',
+        ),
         ({"file_ending": ".png"}, "must be one of .nii.gz, .nii, not '.png'"),
         ({"annotators": []}, "at least one"),
         ({"annotators": ["a", "a"]}, "different suffixes"),
@@ -133,6 +172,46 @@ def test_no_description_is_named(folder, text, message):
     file.unlink() if text is None else file.write_text(text, encoding="utf-8")
     (problem,) = check_folder(folder.root)
     assert problem.startswith("dataset.json: ") and message in problem
+
+
+@pytest.mark.parametrize("suffixes", [("_r1", "_r2"), ("_reader_1", "_reader_2")])
+def test_undeclared_annotators_are_one_hint(folder, suffixes):
+    for file in (folder.root / "labelsTr").iterdir():
+        file.unlink()
+    folder.cases(3, suffixes=suffixes)
+    folder.cases(1, part="Ts", suffixes=suffixes)
+    folder.description(annotators=None)
+    (problem,) = check_folder(folder.root)
+    names = [suffix[1:] for suffix in suffixes]
+    start = (
+        f"dataset.json: declares no annotators, while labels are named CASE_{names[0]} and so on"
+    )
+    head, _, written = problem.partition(': write "annotators": ')
+    assert head == start and json.loads(written) == names
+    folder.description(annotators=json.loads(written))
+    assert check_folder(folder.root) == []
+
+
+def test_the_hint_says_who_drew_which_case(folder):
+    (folder.root / "labelsTr/Tr0_r2.nii.gz").unlink()
+    folder.nifti("labelsTr/Tr1_r1.nii.gz", np.full(SHAPE, 4, np.uint8))
+    folder.description(annotators=None)
+    hint, contents = check_folder(folder.root)
+    assert contents.startswith("labelsTr/Tr1_r1.nii.gz: has labels")
+    value = json.loads(hint.partition(': write "annotators": ')[2])
+    assert value == {"suffixes": ["r1", "r2"], "cases": {"Tr0": ["r1"]}}
+    folder.description(annotators=value)
+    assert check_folder(folder.root) == [contents]
+
+
+def test_a_stranger_beside_labels_of_one_annotator_is_no_annotator(folder):
+    for file in (folder.root / "labelsTr").iterdir():
+        file.unlink()
+    folder.cases(2, suffixes=("",))
+    folder.nifti("labelsTr/Tr0_old.nii.gz", folder.mask(0, 0))
+    folder.description(annotators=None)
+    (problem,) = check_folder(folder.root)
+    assert problem.startswith("labelsTr/Tr0_old.nii.gz: is no channel or annotator's label")
 
 
 def test_several_wrong_keys_come_at_once(folder):
