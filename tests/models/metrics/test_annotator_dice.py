@@ -92,7 +92,9 @@ def test_says_what_is_wrong(drawn, experts):
     with pytest.raises(ValueError, match="draws must be at least 1, or None"):
         sample_dice(drawn, experts, num_classes=2, draws=0)
     logits = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match=r"sum to 1 over the class axis, the axis -3 .*; of logits"):
+    with pytest.raises(
+        ValueError, match=r"sum to 1 over the class axis, the axis -3 .*; of logits"
+    ):
         mean_prediction_dice(logits, experts)
     with pytest.raises(ValueError, match="sum to 1"):
         mean_prediction_dice(logits.softmax(0) * float("nan"), experts)

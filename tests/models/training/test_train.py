@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -391,3 +391,14 @@ def test_a_run_keeps_the_axes_of_its_folder(toys, tmp_path):
     write_folder(root, (4, 4, 4), count=1)  # which makes the folder 3D
     assert CaseFolder(root).spatial_dims == 3
     assert checkpoint.load_dataset(run, "test").spatial_dims == 2
+
+
+def test_images_of_another_type_are_trained_on_in_that_of_the_run(toys, tmp_path, monkeypatch):
+    get = toys.Discs.__getitem__
+
+    def doubled(self, index):
+        case = get(self, index)
+        return replace(case, image=case.image.double())
+
+    monkeypatch.setattr(toys.Discs, "__getitem__", doubled)
+    assert cli.main(arguments(tmp_path, 2)) == 0
