@@ -14,12 +14,15 @@ from revgrad.models.data.case import Case, CaseDataset, draw_annotators
 from revgrad.models.metrics import generalized_energy_distance
 
 
-def threshold_samples(image: Tensor, levels: int = 16) -> Tensor:
+def threshold_samples(image: Tensor, levels: int = 16, *, at_centre: bool = False) -> Tensor:
     """Label what is brighter than each of several thresholds 1, the rest 0.
 
     Args:
         image: ``(channels, *spatial)``; the first channel counts.
         levels: how many thresholds, evenly spaced between the darkest and the brightest pixel.
+        at_centre: only what is connected with the image's centre, over corners too. Of images that
+            are cut around a structure, thresholds then need not answer for all else that is as
+            bright. In 2D and 3D.
 
     Returns:
         ``(levels, *spatial)`` uint8, one sample for each threshold, the lowest first.
@@ -29,32 +32,26 @@ def threshold_samples(image: Tensor, levels: int = 16) -> Tensor:
     channel = image[0]
     fractions = torch.arange(1, levels + 1, dtype=channel.dtype, device=image.device) / (levels + 1)
     thresholds = torch.lerp(channel.min(), channel.max(), fractions)
+    if at_centre:
+        channel = _connected_level(channel)
     return (channel > thresholds.reshape(-1, *[1] * channel.dim())).to(torch.uint8)
 
 
-def part_at_centre(masks: Tensor) -> Tensor:
-    """What of each mask is connected with the image's centre, over corners too.
+def _connected_level(image: Tensor) -> Tensor:
+    """Below which threshold each pixel is connected with the centre, for all thresholds at once.
 
-    Of images that are cut around a structure, thresholds then need not answer for all else that is
-    as bright.
-
-    Args:
-        masks: ``(N, *spatial)`` in 2D or 3D, 0 or 1. On even axes the two middle pixels are the
-            centre.
-
-    Returns:
-        The same shape and type.
+    That is the darkest pixel of the brightest way there. On even axes the two middle pixels are the
+    centre.
     """
-    dilate = {3: F.max_pool2d, 4: F.max_pool3d}[masks.dim()]
-    allowed = masks.to(torch.float32)
-    grown = torch.zeros_like(allowed)
-    centre = [slice((size - 1) // 2, size // 2 + 1) for size in masks.shape[1:]]
-    grown[(slice(None), *centre)] = allowed[(slice(None), *centre)]
+    dilate = {2: F.max_pool2d, 3: F.max_pool3d}[image.dim()]
+    centre = tuple(slice((size - 1) // 2, size // 2 + 1) for size in image.shape)
+    level = torch.full_like(image, float("-inf"))
+    level[centre] = image[centre]
     while True:
-        wider = dilate(grown[:, None], 3, stride=1, padding=1)[:, 0] * allowed
-        if torch.equal(wider, grown):
-            return grown.to(masks.dtype)
-        grown = wider
+        wider = dilate(level[None, None], 3, stride=1, padding=1)[0, 0].minimum(image)
+        if torch.equal(wider, level):
+            return level
+        level = wider
 
 
 def majority_mask(annotators: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -112,10 +109,11 @@ def no_learning_scores(dataset: CaseDataset, n: int = 16, *, seed: int = 0) -> d
             "resampled annotators": resampled_annotators(case, n, generator),
         }
         if len(dataset.classes) == 2:
-            bright = threshold_samples(case.image, n)
             thresholds = {
-                "thresholding": bright,
-                "thresholding, part at the centre": part_at_centre(bright),
+                "thresholding": threshold_samples(case.image, n),
+                "thresholding, part at the centre": threshold_samples(
+                    case.image, n, at_centre=True
+                ),
             }
             samples = {**thresholds, **samples}
         for name, maps in samples.items():

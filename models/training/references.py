@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +11,6 @@ from torch import Tensor
 from revgrad.models.data import Case, CaseDataset
 from revgrad.models.no_learning import (
     majority_mask,
-    part_at_centre,
     resampled_annotators,
     threshold_samples,
 )
@@ -26,16 +27,10 @@ def references(dataset: CaseDataset, n: int, seed: int) -> dict[str, Predict]:
     """Predictions without learning, by name; thresholding only of two classes."""
     classes = len(dataset.classes)
 
-    def bright(case: Case, index: int) -> Tensor:
+    def thresholds(case: Case, index: int, at_centre: bool = False) -> Tensor:
         # In any order: the first few samples are judged by themselves, too.
         order = torch.randperm(n, generator=generator(seed, Purpose.EVALUATION, index, 3))
-        return threshold_samples(case.image, n)[order]
-
-    def thresholds(case: Case, index: int) -> Tensor:
-        return one_hot(bright(case, index), classes)
-
-    def at_centre(case: Case, index: int) -> Tensor:
-        return one_hot(part_at_centre(bright(case, index)), classes)
+        return one_hot(threshold_samples(case.image, n, at_centre=at_centre)[order], classes)
 
     def majority(case: Case, index: int) -> Tensor:
         mask = majority_mask(case.annotators, case.weights)
@@ -45,7 +40,10 @@ def references(dataset: CaseDataset, n: int, seed: int) -> dict[str, Predict]:
         draw = generator(seed, Purpose.EVALUATION, index, 2)
         return one_hot(resampled_annotators(case, n, draw), classes)
 
-    found: dict[str, Predict] = {THRESHOLDING: thresholds, AT_CENTRE: at_centre}
+    found: dict[str, Predict] = {
+        THRESHOLDING: thresholds,
+        AT_CENTRE: partial(thresholds, at_centre=True),
+    }
     return (found if classes == 2 else {}) | {MAJORITY: majority, RESAMPLED: resampled}
 
 

@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 import torch
 
@@ -5,7 +7,6 @@ from revgrad.models.data import Case
 from revgrad.models.no_learning import (
     majority_mask,
     no_learning_scores,
-    part_at_centre,
     resampled_annotators,
     threshold_samples,
 )
@@ -41,28 +42,38 @@ def test_thresholds_are_nested_and_evenly_spaced():
     assert not threshold_samples(torch.ones(1, 4, 4)).any()
 
 
-def test_the_part_at_the_centre_is_connected_with_it():
-    mask = torch.tensor(
-        [
-            [1, 0, 0, 0, 0],
-            [0, 1, 0, 0, 1],
-            [0, 0, 1, 0, 1],
-            [0, 0, 1, 0, 1],
-            [1, 0, 0, 0, 0],
-        ]
-    )
-    expected = mask.clone()
-    expected[:, 4] = 0
-    expected[4, 0] = 0
-    found = part_at_centre(torch.stack([mask, 1 - mask]).to(torch.uint8))
-    assert found.dtype == torch.uint8 and torch.equal(found[0], expected.to(torch.uint8))
-    assert not found[1].any()  # the centre is not in it
-    volume = torch.zeros(1, 4, 4, 4)
-    volume[0, 2, 2, 2] = volume[0, 3, 3, 3] = volume[0, 0, 0, 0] = 1
-    assert part_at_centre(volume).nonzero().tolist() == [[0, 2, 2, 2], [0, 3, 3, 3]]
-    snake = torch.ones(1, 9, 9)
-    snake[0, 1, :8] = snake[0, 3, 1:] = snake[0, 5, :8] = snake[0, 7, 1:] = 0
-    assert torch.equal(part_at_centre(snake), snake)
+def connected(mask):
+    """The pixels of a mask that a walk from its centre reaches, one after the other."""
+    middle = [{(size - 1) // 2, size // 2} for size in mask.shape]
+    todo = {place for place in product(*middle) if mask[place]}
+    reached = set()
+    while todo:
+        place = todo.pop()
+        reached.add(place)
+        for step in product((-1, 0, 1), repeat=mask.dim()):
+            near = tuple(p + s for p, s in zip(place, step, strict=True))
+            inside = all(0 <= p < size for p, size in zip(near, mask.shape, strict=True))
+            if inside and mask[near] and near not in reached:
+                todo.add(near)
+    found = torch.zeros_like(mask)
+    for place in reached:
+        found[place] = 1
+    return found
+
+
+@pytest.mark.parametrize("shape", [(9, 9), (8, 11), (5, 6, 4)])
+def test_the_part_at_the_centre_is_connected_with_it(shape):
+    image = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    whole, part = threshold_samples(image, 7), threshold_samples(image, 7, at_centre=True)
+    assert torch.equal(part, torch.stack([connected(mask) for mask in whole]))
+    assert 0 < part.sum() < whole.sum()
+
+
+def test_a_winding_way_to_the_centre_is_found():
+    image = torch.ones(1, 9, 9)
+    image[0, 1, :8] = image[0, 3, 1:] = image[0, 5, :8] = image[0, 7, 1:] = 0
+    assert torch.equal(threshold_samples(image, 1, at_centre=True), image.to(torch.uint8))
+    assert not threshold_samples(1 - image, 1, at_centre=True).any()  # the centre is dark
 
 
 def test_majority_by_pixel_the_highest_label_among_equals():
