@@ -93,18 +93,34 @@ def test_a_signal_stops_after_the_step_and_keeps_it(toys, tmp_path, capsys, monk
     assert [record["step"] for record in read_log(parts / "log.jsonl")] == list(range(1, 7))
 
 
-def test_the_second_ctrl_c_stops_at_once(capsys):
+@pytest.fixture
+def ctrl_c():
+    """Of the interpreter, whatever runs the tests has made of it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_second_ctrl_c_stops_at_once(capsys, ctrl_c):
     with pytest.raises(KeyboardInterrupt), stop_requests() as asked:
         assert not asked()
         os.kill(os.getpid(), signal.SIGINT)
         assert asked() and "once more" in capsys.readouterr().err
         os.kill(os.getpid(), signal.SIGINT)
-    thread = threading.Thread(
-        target=lambda: stop_requests().__enter__()
-    )  # signals stay as they are
+    assert signal.getsignal(signal.SIGINT) is ctrl_c
+
+
+def test_only_the_main_thread_listens_to_signals(ctrl_c):
+    found = []
+
+    def listen():
+        with stop_requests() as asked:
+            found.append((asked(), signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=listen)
     thread.start()
     thread.join()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert found == [(False, ctrl_c)]
 
 
 @pytest.mark.parametrize(
