@@ -70,6 +70,7 @@ class TrainingStep:
             options |= {"channels": QUICK_CHANNELS, "latent_levels": 2}
         self.module: PHiSeg = PRESETS[chosen.preset](2, settings.channels, classes, **options)
         layout = memory_format(settings)
+        # torch's stubs do not know `memory_format` of modules.
         self.module.to(device).to(memory_format=layout)  # type: ignore[call-overload]
         self.image = torch.randn(settings.shape).to(device, memory_format=layout)
         shape = settings.batch, settings.size, settings.size

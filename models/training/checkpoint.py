@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from revgrad.models.segmenter import Segmenter
 from revgrad.models.training.config import TrainConfig
-from revgrad.models.training.registry import build_dataset, build_model, seeded, takes
+from revgrad.models.training.registry import build_dataset, build_model
 from revgrad.optional import optional_import
 
 LATEST = "latest.safetensors"
@@ -162,17 +162,7 @@ def load_dataset(run: str | Path, split: str, which: str = "best") -> Any:
     """The part of the data that a run was configured with, by its best or latest checkpoint."""
     facts = load(Path(run) / f"{which}.safetensors").facts
     config = TrainConfig.from_mapping(facts["config"], str(run))
-    return build_dataset(config.data, split, config.seed, data_options(facts))
-
-
-def data_options(facts: dict[str, Any]) -> dict[str, Any]:
-    """The options of a checkpoint's data, with the seed of the split and the axes of a folder."""
-    config = facts["config"]
-    options = seeded(config["data"], config["seed"], config["data_options"])
-    if takes(config["data"], "spatial_dims"):
-        # Older runs did not keep what they found; the network has the axes of its data.
-        options.setdefault("spatial_dims", facts["shape"][0])
-    return options
+    return build_dataset(config.data, split, config.seed, config.data_options)
 
 
 class _Shape:

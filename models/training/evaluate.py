@@ -22,7 +22,6 @@ from revgrad.models.training.batches import spread
 from revgrad.models.training.checkpoint import (
     BEST,
     LATEST,
-    data_options,
     load,
     load_dataset,
     load_segmenter,
@@ -32,7 +31,7 @@ from revgrad.models.training.intervals import Interval, Resampling
 from revgrad.models.training.judge import Judged, judge
 from revgrad.models.training.loop import LOG
 from revgrad.models.training.references import MAJORITY, references
-from revgrad.models.training.registry import DETERMINISTIC
+from revgrad.models.training.registry import DETERMINISTIC, seeded
 from revgrad.models.training.scores import (
     CaseScores,
     Predict,
@@ -174,8 +173,9 @@ def _common_dataset(runs: Sequence[Path], settings: Settings) -> CaseDataset:
         raise ValueError("a run is named twice")
     asked = []
     for run in runs:
-        facts = _facts(run, settings.checkpoint)
-        asked.append({"data": facts["config"]["data"], "data_options": data_options(facts)})
+        config = _facts(run, settings.checkpoint)["config"]
+        options = seeded(config["data"], config["seed"], config["data_options"])
+        asked.append({"data": config["data"], "data_options": options})
     for run, other in zip(runs, asked, strict=True):
         if other != asked[0]:
             raise ValueError(f"{run} has other data than {runs[0]}: {other} and {asked[0]}")

@@ -71,6 +71,7 @@ class Training:
         self.memory_format = torch.contiguous_format
         if config.channels_last:
             self.memory_format = _CHANNELS_LAST[network.spatial_dims]
+            # torch's stubs do not know `memory_format` of modules.
             network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         # True leaves what the network was built with: PHiSeg, say, stores on purpose.
         for module in network.modules():

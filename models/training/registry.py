@@ -100,16 +100,9 @@ def seeded(name: str, seed: int, options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: There is no such dataset.
     """
-    return {"seed": seed, **options} if takes(name, "seed") else dict(options)
-
-
-def takes(name: str, option: str) -> bool:
-    """Whether a dataset has such an option.
-
-    Raises:
-        ValueError: There is no such dataset.
-    """
-    return option in inspect.signature(_find(name)[0]).parameters
+    made, _ = _find(name)
+    drawn = "seed" in inspect.signature(made).parameters
+    return {"seed": seed, **options} if drawn else dict(options)
 
 
 def _find(name: str) -> tuple[Callable[..., CaseDataset], tuple[str, ...]]:

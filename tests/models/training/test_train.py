@@ -399,11 +399,6 @@ def test_a_run_keeps_the_axes_of_its_folder(toys, tmp_path):
     assert cli.main(arguments(run, 1, data=str(root), batch_size=2)) == 0
     facts = checkpoint.load(run / "best.safetensors").facts
     assert facts["shape"] == [2, 1, 2] and facts["config"]["data_options"]["spatial_dims"] == 2
-    # Of a run before there was anything to keep.
-    del facts["config"]["data_options"]["spatial_dims"]
-    for dims in (2, 3):
-        facts["shape"] = [dims, 1, 2]
-        assert checkpoint.data_options(facts)["spatial_dims"] == dims
     write_folder(root, (4, 4, 4), count=1)  # which makes the folder 3D
     assert CaseFolder(root).spatial_dims == 3
     assert checkpoint.load_dataset(run, "test").spatial_dims == 2
